@@ -1,4 +1,4 @@
-"""Read-mostly admin of rollouts: phases change through the services only. Plans may be edited."""
+"""Admin of rollouts, read-only except for plans: phases change through the services only."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from apps.rollouts.plans import (
 
 
 class StepInlineFormSet(BaseInlineFormSet):  # type: ignore[type-arg]
-    """Holds the steps to the rule that the plan form and the API hold them to."""
+    """Validates the steps with the same function as the plan form and the API."""
 
     def clean(self) -> None:
         super().clean()
@@ -58,7 +58,7 @@ class StepInlineFormSet(BaseInlineFormSet):  # type: ignore[type-arg]
         try:
             check_plan(msgspec.convert({**plan, "steps": steps}, PlanDocument))
         except msgspec.ValidationError as error:
-            raise ValidationError(f"The plan cannot be read: {error}.") from None
+            raise ValidationError(f"The plan is not valid: {error}.") from None
         except Invalid as error:
             raise ValidationError(error.message) from None
 
@@ -72,7 +72,7 @@ class StepInline(TabularInline):  # type: ignore[misc]
 
 @admin.register(Plan)
 class PlanAdmin(ModelAdmin):  # type: ignore[misc]
-    """Plans may be edited, by the rule and audited; they are deleted on their pages, which ask."""
+    """Edits of plans are validated and audited; deletion is on their pages, with confirmation."""
 
     list_display = ["name", "is_default", "time_scale_permille", "margin_bp", "alpha_ppm"]
     search_fields = ["name"]

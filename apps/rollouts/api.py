@@ -1,4 +1,4 @@
-"""REST API of rollouts: start one, watch it, act on it, roll back; and of the fleet."""
+"""REST endpoints of rollouts, instant rollbacks and data-plane instances."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from apps.rollouts.serializers import (
     StartSerializer,
 )
 
-EVALUATION = OpenApiParameter("evaluation", int, OpenApiParameter.PATH, description="Its id")
+EVALUATION = OpenApiParameter("evaluation", int, OpenApiParameter.PATH, description="Evaluation id")
 UUID_PATTERN = "[0-9a-fA-F-]{36}"
 
 
@@ -57,14 +57,14 @@ def register(router: BaseRouter) -> None:
 @extend_schema_view(
     list=extend_schema(
         parameters=[
-            OpenApiParameter("model", str, description="Only rollouts of this model"),
-            OpenApiParameter("phase", str, description="Only rollouts in this phase"),
+            OpenApiParameter("model", str, description="Return only rollouts of this model"),
+            OpenApiParameter("phase", str, description="Return only rollouts in this phase"),
         ]
     ),
-    retrieve=extend_schema(summary="One rollout"),
+    retrieve=extend_schema(summary="Get a rollout"),
 )
 class RolloutViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Rollout]):
-    """Rollouts: start one, watch it, and pause, resume, abort or promote it."""
+    """Start, watch, pause, resume, abort, promote and retry rollouts."""
 
     serializer_class = RolloutSerializer
     lookup_value_regex = UUID_PATTERN
@@ -72,102 +72,108 @@ class RolloutViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
     def get_queryset(self) -> QuerySet[Rollout]:
         rows = Rollout.objects.select_related("model", "target__model", "baseline", "plan")
         filters = {"model": "model__name", "phase": "phase"}
-        asked = self.request.query_params if getattr(self, "request", None) else {}
-        return rows.filter(**{filters[key]: asked[key] for key in filters if key in asked})
+        query = self.request.query_params if getattr(self, "request", None) else {}
+        return rows.filter(**{filters[key]: query[key] for key in filters if key in query})
 
     @extend_schema(request=StartSerializer, responses={201: RolloutSerializer})
     def create(self, request: Request) -> Response:
-        """Start to make a version stable, by the named plan or the default one."""
-        given = StartSerializer(data=request.data)
-        given.is_valid(raise_exception=True)
-        asked = given.validated_data
-        model = find_model(asked["model"])
+        """Start a rollout of a version by the named plan; without one, by the default plan."""
+        serializer = StartSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        data = serializer.validated_data
+        model = find_model(data["model"])
         require_role(request.user, model, Role.OPERATOR)
         rollout = services.start_rollout(
             model=model,
-            target=find_version(model, asked["version"]),
-            plan=find_plan(asked["plan"]) if asked.get("plan") else None,
+            target=find_version(model, data["version"]),
+            plan=find_plan(data["plan"]) if data.get("plan") else None,
             actor=actor_of(request),
             now=database_now(),
-            overrides=asked["overrides"],
-            reason=asked["reason"],
+            overrides=data["overrides"],
+            reason=data["reason"],
         )
         return Response(RolloutSerializer(rollout).data, status=status.HTTP_201_CREATED)
 
     @extend_schema(request=ActSerializer, responses=RolloutSerializer)
     @action(detail=True, methods=["post"])
     def pause(self, request: Request, pk: str) -> Response:
-        """Stop the clock; weight and guardrails stay."""
+        """Stop the bake clock. Weight and guardrail checks stay."""
         return self._act(request, services.pause_rollout)
 
     @extend_schema(request=ActSerializer, responses=RolloutSerializer)
     @action(detail=True, methods=["post"])
     def resume(self, request: Request, pk: str) -> Response:
-        """Bake the step anew."""
+        """Resume a paused rollout; the step starts its bake time again."""
         return self._act(request, services.resume_rollout)
 
     @extend_schema(request=AbortSerializer, responses=RolloutSerializer)
     @action(detail=True, methods=["post"])
     def abort(self, request: Request, pk: str) -> Response:
-        """Take all traffic off the target, now; of what succeeded, roll the model back.
+        """Take all traffic off the target now. A promoted rollout is rolled back.
 
-        It is right from every phase and at every revision. After a promotion the answer is the
-        rollout that goes back.
+        Allowed in every phase and at every revision. After a promotion the response is the new
+        rollback rollout.
         """
         return self._act(request, services.abort_rollout, AbortSerializer)
 
     @extend_schema(request=ReasonSerializer, responses=RolloutSerializer)
     @action(detail=True, methods=["post"])
     def reason(self, request: Request, pk: str) -> Response:
-        """Say afterwards why a rollout was aborted that was aborted without a reason."""
-        return self._act(request, services.give_reason, ReasonSerializer)
+        """Record the reason of a rollout that was aborted without one."""
+        return self._act(request, services.record_abort_reason, ReasonSerializer)
 
     @extend_schema(request=ForceSerializer, responses=RolloutSerializer)
     @action(detail=True, methods=["post"])
     def promote(self, request: Request, pk: str) -> Response:
-        """Make the target stable without waiting for the rest of the plan."""
+        """Make the target stable now, without the remaining steps of the plan."""
         return self._act(request, services.promote_now, ForceSerializer)
 
     @extend_schema(request=ForceSerializer, responses=RolloutSerializer)
     @action(detail=True, methods=["post"])
     def skip(self, request: Request, pk: str) -> Response:
-        """Go on to the next step without waiting for this one's checks."""
+        """Start the next step without waiting for the checks of the current one."""
         return self._act(request, services.skip_step, ForceSerializer)
 
     @extend_schema(request=ForceSerializer, responses=RolloutSerializer)
     @action(detail=True, methods=["post"])
     def approve(self, request: Request, pk: str) -> Response:
-        """Open the gate of the present step; it needs the gate's role, and who did not start it."""
-        # Which role that is, the service reads from the step of the row that it has locked.
+        """Open the gate of the current step.
+
+        Needs the role of the gate. The person who started the rollout cannot approve it.
+        """
+        # The service reads the required role from the step of the locked row.
         return self._act(request, services.approve_step, ForceSerializer, Role.VIEWER)
 
     @extend_schema(request=ActSerializer, responses=RolloutSerializer)
     @action(detail=True, methods=["post"], url_path="override-freeze")
     def override_freeze(self, request: Request, pk: str) -> Response:
-        """Let it go on in the freezes that hold it now; it needs the role to set them."""
+        """Override the freezes that hold the rollout now; needs the role to set such freezes."""
         return self._act(request, services.override_freeze)
 
     @extend_schema(request=RetrySerializer, responses={201: RolloutSerializer})
     @action(detail=True, methods=["post"])
     def retry(self, request: Request, pk: str) -> Response:
-        """Start what ended without success once more, by the plan as it is now."""
+        """Start a new rollout of the same version, by the plan as it is now.
+
+        Only for a rollout that ended without success.
+        """
         rollout = self.get_object()
         require_role(request.user, rollout.model, Role.OPERATOR)
-        given = RetrySerializer(data=request.data)
-        given.is_valid(raise_exception=True)
+        serializer = RetrySerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
         row = services.retry_rollout(
             rollout=rollout,
             actor=actor_of(request),
             now=database_now(),
-            overrides=given.validated_data["overrides"],
-            reason=given.validated_data["reason"],
+            overrides=serializer.validated_data["overrides"],
+            reason=serializer.validated_data["reason"],
         )
         return Response(RolloutSerializer(row).data, status=status.HTTP_201_CREATED)
 
     @extend_schema(responses=EvaluationSerializer(many=True))
     @action(detail=True)
     def evaluations(self, request: Request, pk: str) -> Response:
-        """The decision log, the newest answer first: inputs, verdict, numbers, rule."""
+        """List the decision log, newest first: inputs, verdict, evidence and rule."""
         rows: Any = self.get_object().evaluations.order_by("-id")
         page = self.paginate_queryset(rows)
         return self.get_paginated_response(EvaluationSerializer(page, many=True).data)
@@ -179,55 +185,55 @@ class RolloutViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
         url_name="repeat",
     )
     def repeat(self, request: Request, pk: str, evaluation: str) -> Response:
-        """Answer a check again from its stored inputs; nothing is changed by it."""
+        """Compute a check again from its stored inputs. Changes nothing."""
         stored = self.get_object().evaluations.filter(pk=int(evaluation)).first()
         if stored is None:
             raise NotFound(f"The rollout has no evaluation {evaluation}.")
         if not stored.inputs:
-            raise Conflict(f"Evaluation {evaluation} is older than the log of inputs.")
+            raise Conflict(f"Evaluation {evaluation} has no stored inputs: it is too old.")
         again = repeat_check(stored)
-        told = {
+        comparison = {
             "is_same": again.verdict.value == stored.verdict,
             "verdict": again.verdict.value,
             "reason": again.reason,
             "stored_verdict": stored.verdict,
         }
-        return Response(RepeatSerializer(told).data)
+        return Response(RepeatSerializer(comparison).data)
 
     @extend_schema(responses=ExplanationSerializer)
     @action(detail=True)
     def explain(self, request: Request, pk: str) -> Response:
-        """Tell in words, and with the numbers, how the rollout came to where it is."""
+        """Explain the state of the rollout, in sentences and with its evidence."""
         rollout = self.get_object()
-        told = {
+        explanation = {
             "rollout": rollout,
             "summary": summarise(rollout),
             "story": describe_history(rollout),
             "events": rollout.events.all(),
             "checks": latest_checks(rollout),
         }
-        return Response(ExplanationSerializer(told).data)
+        return Response(ExplanationSerializer(explanation).data)
 
     def _act(
         self,
         request: Request,
         service: Any,
-        serializer: type[Serializer[Any]] = ActSerializer,
+        serializer_class: type[Serializer[Any]] = ActSerializer,
         role: Role = Role.OPERATOR,
     ) -> Response:
         rollout = self.get_object()
         require_role(request.user, rollout.model, role)
-        given = serializer(data=request.data)
-        given.is_valid(raise_exception=True)
-        asked = dict(given.validated_data)
-        if serializer is AbortSerializer:
-            del asked["revision"]
-        row = service(rollout=rollout, actor=actor_of(request), now=database_now(), **asked)
+        serializer = serializer_class(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        data = dict(serializer.validated_data)
+        if serializer_class is AbortSerializer:
+            del data["revision"]
+        row = service(rollout=rollout, actor=actor_of(request), now=database_now(), **data)
         return Response(RolloutSerializer(row).data)
 
 
 class RollbackViewSet(ViewSet):
-    """Instant rollback: one table, no steps."""
+    """Instant rollback: one routing table, without steps."""
 
     lookup_value_regex = "[^/]+"
 
@@ -238,25 +244,26 @@ class RollbackViewSet(ViewSet):
     )
     @action(detail=True, methods=["post"], url_path="start")
     def start(self, request: Request, pk: str) -> Response:
-        """Make the previous stable version stable again at once, or the earlier one named."""
+        """Make the previous stable version stable again at once, or the named earlier one."""
         model = find_model(pk)
         require_role(request.user, model, Role.OPERATOR)
-        given = RollbackSerializer(data=request.data)
-        given.is_valid(raise_exception=True)
-        named = given.validated_data["version"]
+        serializer = RollbackSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        data = serializer.validated_data
+        named = data["version"]
         rollout = services.rollback_model(
             model=model,
             actor=actor_of(request),
             now=database_now(),
-            reason=given.validated_data["reason"],
+            reason=data["reason"],
             to=find_version(model, named) if named else None,
-            overrides=given.validated_data["overrides"],
+            overrides=data["overrides"],
         )
         return Response(RolloutSerializer(rollout).data, status=status.HTTP_201_CREATED)
 
 
 class InstanceViewSet(mixins.ListModelMixin, GenericViewSet[Instance]):
-    """Data-plane instances, and which generation each serves from."""
+    """List data-plane instances and the generation that each one serves."""
 
     queryset = Instance.objects.order_by("name")
     serializer_class = InstanceSerializer
@@ -272,7 +279,7 @@ class InstanceViewSet(mixins.ListModelMixin, GenericViewSet[Instance]):
     @extend_schema(request=None, responses={204: None})
     @action(detail=True, methods=["post"])
     def forget(self, request: Request, name: str) -> Response:
-        """Stop waiting for an instance that went silent, since it is known to be gone."""
+        """Forget a silent instance that no longer runs; rollouts stop waiting for it."""
         require_role(request.user, None, Role.OPERATOR)
         forget_instance(instance=self.get_object(), actor=actor_of(request), now=database_now())
         return Response(status=status.HTTP_204_NO_CONTENT)

@@ -1,10 +1,10 @@
-"""Starts a rollout when somebody names a candidate: the policy of a model's `candidate_plan`.
+"""Starts a rollout when the alias `candidate` moves, by the model's `candidate_plan`.
 
-Level-triggered: what the alias names is compared with what it named when it was last looked at, so
-that each move is acted on once, whoever made it and wherever. A move while there is no policy is
-seen as well: a policy set later does not act on it. A refusal is told in the audit log and not
-tried again; naming another version, or the same one after the alias was away, is a new move.
-Where INTERLOCK_MLFLOW_LOGIN_REQUIRED holds, moves wait while MLflow takes them from anybody.
+Level-triggered: the version of the alias is compared with the version at the last run, so that
+each move is handled once, wherever it was made. A move without a `candidate_plan` counts as
+handled: a plan set later does not start it. A refused start is recorded in the audit log and not
+retried; another version, or the same version after the alias was deleted, is a new move. With
+INTERLOCK_MLFLOW_LOGIN_REQUIRED, moves wait while MLflow accepts changes without a login.
 """
 
 from __future__ import annotations
@@ -30,51 +30,51 @@ POLICY = Actor("interlock", "candidate")
 
 
 def plan_names() -> list[str]:
-    """Return the names that `candidate_plan` may have."""
+    """Return the valid values of `candidate_plan`."""
     return list(Plan.objects.order_by("name").values_list("name", flat=True))
 
 
 def check_plan_name(name: str) -> None:
-    """Raise Invalid when `candidate_plan` names no plan."""
+    """Raise Invalid when there is no plan with that name."""
     if name and not Plan.objects.filter(name=name).exists():
         raise Invalid(f"candidate_plan: there is no plan named {name!r}.")
 
 
 def start_candidates() -> int:
-    """Look at every candidate that moved; return how many rollouts were started."""
+    """Handle every candidate that moved; return the number of rollouts started."""
     moved = Alias.objects.filter(name=CANDIDATE).exclude(
         model__candidate_seen__isnull=False, version=F("model__candidate_seen")
     )
-    gone = RegisteredModel.objects.filter(candidate_seen__isnull=False).exclude(
+    removed = RegisteredModel.objects.filter(candidate_seen__isnull=False).exclude(
         aliases__name=CANDIDATE
     )
     models = RegisteredModel.objects.filter(
-        Q(pk__in=moved.values("model")) | Q(pk__in=gone.values("pk"))
+        Q(pk__in=moved.values("model")) | Q(pk__in=removed.values("pk"))
     )
-    found = list(models.values_list("pk", flat=True))
-    if found and not _may_start():
+    keys = list(models.values_list("pk", flat=True))
+    if keys and not _may_start():
         return 0
-    return sum(_guarded(pk) for pk in found)
+    return sum(_handle_guarded(pk) for pk in keys)
 
 
 def _may_start() -> bool:
-    """Say whether those who may set an alias in MLflow are known, where that is demanded."""
+    """Return whether MLflow authenticates who sets an alias, where that is required."""
     if not settings.MLFLOW_LOGIN_REQUIRED:
         return True
     try:
-        is_well = not mlflow.is_open()
-        reason = "MLflow asks nobody for a login (INTERLOCK_MLFLOW_LOGIN_REQUIRED)"
+        is_protected = not mlflow.is_open()
+        reason = "MLflow requires no login (INTERLOCK_MLFLOW_LOGIN_REQUIRED)"
     except Unavailable as error:
-        is_well, reason = False, error.message
-    if not is_well:
+        is_protected, reason = False, error.message
+    if not is_protected:
         log.warning("candidate.waiting %s", reason)
-    return is_well
+    return is_protected
 
 
-def _guarded(pk: int) -> bool:
-    """Look at one model; a fault of one keeps no other one from its rollout."""
+def _handle_guarded(pk: int) -> bool:
+    """Handle one model; an error of one model does not stop the others."""
     try:
-        return _look(pk)
+        return _handle(pk)
     except Unavailable as error:
         log.info("candidate.waiting model=%d %s", pk, error.message)
     except Exception:
@@ -83,11 +83,11 @@ def _guarded(pk: int) -> bool:
 
 
 @transaction.atomic
-def _look(pk: int) -> bool:
+def _handle(pk: int) -> bool:
     rows = RegisteredModel.objects.select_for_update(of=("self",), skip_locked=True)
     model = rows.filter(pk=pk).first()
     if model is None:
-        # Another worker looks at it, or a rollout is being started: the next tick comes soon.
+        # Another worker holds the row, or a rollout is being started: the next tick retries.
         return False
     alias = model.aliases.select_related("version__model").filter(name=CANDIDATE).first()
     candidate = alias.version if alias else None
@@ -103,24 +103,24 @@ def _look(pk: int) -> bool:
 def _start(model: RegisteredModel, candidate: ModelVersion) -> bool:
     after = {"version": candidate.number, "plan": model.candidate_plan}
     try:
-        rollout = _rollout(model, candidate)
+        rollout = _start_rollout(model, candidate)
     except Unavailable:
         raise
     except InterlockError as error:
         log.warning("candidate.refused %s: %s", candidate, error.message)
-        _tell("candidate.refused", model, {**after, "reason": error.message})
+        _record("candidate.refused", model, {**after, "reason": error.message})
         return False
-    _tell("candidate.started", model, {**after, "rollout": str(rollout.pk)})
+    _record("candidate.started", model, {**after, "rollout": str(rollout.pk)})
     return True
 
 
 @transaction.atomic
-def _rollout(model: RegisteredModel, candidate: ModelVersion) -> Rollout:
+def _start_rollout(model: RegisteredModel, candidate: ModelVersion) -> Rollout:
     plan = Plan.objects.filter(name=model.candidate_plan).first()
     if plan is None:
         raise Invalid(f"There is no plan named {model.candidate_plan!r} any more.")
     return start_rollout(model=model, target=candidate, plan=plan, actor=POLICY, now=database_now())
 
 
-def _tell(action: str, model: RegisteredModel, after: dict[str, object]) -> None:
+def _record(action: str, model: RegisteredModel, after: dict[str, object]) -> None:
     record_audit(actor=POLICY, action=action, target=f"{model.name}@{CANDIDATE}", after=after)

@@ -1,7 +1,8 @@
-"""What data-plane instances call: pull the routing table, report what they serve from.
+"""Endpoints for data-plane instances: pull the routing table, send a report.
 
-Plain Django views on bytes: the table is stored as it is sent, and kept by those who send it. Each
-instance shows its own token and speaks for itself; a second one of a name is refused.
+Plain Django views on bytes: the table is stored as it is sent and cached by its receivers. Each
+instance authenticates with its own token and reports only for itself. A second live instance with
+the same name is refused.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ REPORT_BYTES_MAX = 256 * 1024
 
 
 def instance_token_required(view: View) -> View:
-    """Let only instances through, each under its own name.
+    """Admit authenticated instances only, each under its own name.
 
-    A second one of a name gets no table that it does not have already: it serves nothing then.
+    A second instance with the same name gets no new table, so that it serves nothing.
     """
 
     @csrf_exempt
@@ -43,14 +44,14 @@ def instance_token_required(view: View) -> View:
     def guarded(request: HttpRequest) -> HttpResponse:
         caller = callers.identify(_secret(request))
         if caller is None:
-            return _refuse_stranger(request)
+            return _refuse_unauthenticated(request)
         name = request.headers.get(INSTANCE_HEADER, "")
         if name and not caller.may_speak_for(name):
             return _refuse_foreign(request, caller, name)
-        answer = view(request)
-        if request.method == "GET" and answer.status_code == 200 and _is_second(request, name):
+        response = view(request)
+        if request.method == "GET" and response.status_code == 200 and _is_second(request, name):
             return _refuse_second(request, name)
-        return answer
+        return response
 
     return guarded
 
@@ -58,22 +59,22 @@ def instance_token_required(view: View) -> View:
 @instance_token_required
 @require_GET
 def routing_table(request: HttpRequest) -> HttpResponse:
-    """Answer with the latest table; 304 when the caller has it; 404 before the first one.
+    """Return the latest table; 304 when the caller has it, 404 before the first publication.
 
-    A caller that accepts deltas and has a table that is still known gets what has changed since. A
-    304 reads nothing but Redis: see `apps.rollouts.table_announcements` for how old that may be.
+    A caller that accepts deltas and has a known table gets the difference. A 304 reads only Redis:
+    `apps.rollouts.table_announcements` documents how old that may be.
     """
-    theirs = request.headers.get("If-None-Match", "").strip('"')
-    if theirs and theirs == newest_tag():
-        return HttpResponse(status=304, headers=_table_headers(theirs))
+    caller_tag = request.headers.get("If-None-Match", "").strip('"')
+    if caller_tag and caller_tag == newest_tag():
+        return HttpResponse(status=304, headers=_table_headers(caller_tag))
     newest = PublishedTable.objects.order_by("-generation").only("generation", "digest").first()
     if newest is None:
         return _refuse(404, "No routing table has been published yet.")
     headers = _table_headers(newest.tag)
-    if theirs == newest.tag:
+    if caller_tag == newest.tag:
         return HttpResponse(status=304, headers=headers)
-    takes_delta = theirs and deltas.MEDIA_TYPE in request.headers.get("Accept", "")
-    if takes_delta and (delta := delta_to(newest.tag, theirs)) is not None:
+    accepts_delta = caller_tag and deltas.MEDIA_TYPE in request.headers.get("Accept", "")
+    if accepts_delta and (delta := delta_to(newest.tag, caller_tag)) is not None:
         return HttpResponse(delta, content_type=deltas.MEDIA_TYPE, headers=headers)
     document = document_of(newest.tag) or b""
     return HttpResponse(document, content_type="application/json", headers=headers)
@@ -86,16 +87,16 @@ def _table_headers(tag: str) -> dict[str, str]:
 @instance_token_required
 @require_POST
 def report(request: HttpRequest) -> HttpResponse:
-    """Take an instance's report: its ack or nack, its breaker trips, what it dropped."""
+    """Store the report of an instance: ack or nack, breaker trips, dropped messages."""
     if len(request.body) > REPORT_BYTES_MAX:
-        return _refuse(413, f"A report has at most {REPORT_BYTES_MAX} bytes.")
+        return _refuse(413, f"The report is too large; the limit is {REPORT_BYTES_MAX} bytes.")
     try:
         message = decode_report(request.body)
     except MessageError as error:
         return _refuse(400, str(error))
     caller = callers.identify(_secret(request))
     if caller is None:
-        return _refuse_stranger(request)
+        return _refuse_unauthenticated(request)
     if not caller.may_speak_for(message.instance):
         return _refuse_foreign(request, caller, message.instance)
     if _is_second(request, message.instance):
@@ -115,26 +116,26 @@ def _is_second(request: HttpRequest, name: str) -> bool:
     return bool(name) and is_second(name, request.headers.get(HOME_HEADER, ""), database_now())
 
 
-def _refuse_stranger(request: HttpRequest) -> JsonResponse:
+def _refuse_unauthenticated(request: HttpRequest) -> JsonResponse:
     if instance := callers.revoked_instance(_secret(request)):
         _count(request, instance, Reason.REVOKED)
-        return _refuse(401, f"This token of {instance} was revoked, or has expired.")
+        return _refuse(401, f"This token of {instance} was revoked or has expired.")
     return _refuse(
-        401, "This needs an instance's own token: `interlock instances issue NAME` makes one."
+        401, "An instance token is required; `interlock instances issue NAME` creates one."
     )
 
 
 def _refuse_foreign(request: HttpRequest, caller: callers.Caller, name: str) -> JsonResponse:
     _count(request, caller.instance, Reason.FOREIGN)
-    return _refuse(403, f"This token is of instance {caller.instance}, not of {name!r}.")
+    return _refuse(403, f"This token belongs to instance {caller.instance}, not to {name!r}.")
 
 
 def _refuse_second(request: HttpRequest, name: str) -> JsonResponse:
     _count(request, group_of(name), Reason.SECOND)
     return _refuse(
         409,
-        f"Another instance called {name} is live. Give each a name and a token of its own; one "
-        "that lost its state directory is taken once the old one has been silent for a while.",
+        f"Another instance named {name} is live. Give each instance its own name and token. An "
+        "instance that lost its state directory is accepted once the old one counts as silent.",
     )
 
 

@@ -23,7 +23,7 @@ from apps.notifications.outbox import enqueue
 from apps.rollouts.ends import find_differences
 from apps.rollouts.epochs import latest_generation, lost_generations
 from apps.rollouts.models import Rollout, ServingChange, TelemetryRow, TrafficAlarm
-from apps.rollouts.phases import move
+from apps.rollouts.phases import set_phase
 from apps.rollouts.sample_ratio import SplitInterval, judge_sample_ratio
 from apps.rollouts.states import Phase
 from contract.routing import EXPLICIT
@@ -249,4 +249,4 @@ def _pause(finding: Finding, now: datetime) -> None:
     rows = Rollout.objects.select_for_update(of=("self",)).select_related("target__model")
     baking = rows.filter(model__name=finding.traffic.model_name, phase=Phase.BAKING)
     for rollout in baking:
-        move(rollout, Phase.PAUSED, f"alarm: {finding.reason}", INTERLOCK, now)
+        set_phase(rollout, Phase.PAUSED, f"alarm: {finding.reason}", INTERLOCK, now)

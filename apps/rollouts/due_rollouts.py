@@ -1,7 +1,7 @@
-"""Which live rollouts a tick looks at, and in which order: read for all of them in a few queries.
+"""Selects the live rollouts that a tick evaluates, and their order, in a few queries.
 
-What is left out would be looked at without any effect: its check interval has not passed, nobody
-new has acked, nothing tripped. Whatever this overlooks, the next tick meets.
+A rollout is left out when an evaluation would have no effect: its check interval has not passed,
+no instance has acked since, no breaker tripped. The next tick selects again.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from apps.rollouts.fleet_status import Roster
 from apps.rollouts.models import BreakerTripRecord, Rollout, RolloutEvent
 from apps.rollouts.stalls import held_since_move, is_long_enough
 from apps.rollouts.states import LIVE_PHASES, Phase
-from apps.rollouts.steps import LEAVING, why_waiting
+from apps.rollouts.steps import LEAVING, waiting_reason
 
 
 @dataclass(frozen=True)
 class Due:
-    """Live rollouts to be looked at.
+    """Live rollouts to evaluate.
 
-    `urgent` are those of which a breaker tripped. `judged` are to be judged, the one that waits
-    for it longest first, `moved` are all others, in any order. `waiting` only have another reason
-    to be told why they wait: in each pair it is the second.
+    `urgent`: a breaker of their model tripped. `judged`: their checks are due, the longest waiting
+    first. `moved`: all others, in random order. `waiting`: pairs of a rollout that only gets a new
+    reason, and that reason.
     """
 
     urgent: list[Rollout]
@@ -35,12 +35,12 @@ class Due:
     waiting: list[tuple[Rollout, str]]
 
     def __iter__(self) -> Iterator[Rollout]:
-        """Yield those to be looked at."""
+        """Yield the rollouts to evaluate."""
         yield from (*self.urgent, *self.moved, *self.judged)
 
 
 def find_due(roster: Roster) -> Due:
-    """Return what is due by what the roster says and the rows say."""
+    """Return the rollouts that are due by the roster and the rows."""
     due = Due([], [], [], [])
     rollouts = _live()
     tripped = _tripped(rollouts)
@@ -52,11 +52,11 @@ def find_due(roster: Roster) -> Due:
         elif _moves(rollout, roster):
             due.moved.append(rollout)
         elif rollout.phase == Phase.BAKING and rollout.step_due_at is None:
-            words = why_waiting(rollout, roster)
-            if words != rollout.reason:
-                due.waiting.append((rollout, words))
+            reason = waiting_reason(rollout, roster)
+            if reason != rollout.reason:
+                due.waiting.append((rollout, reason))
     due.judged.sort(key=lambda each: each.next_check_at or roster.now)
-    # None of them is always the last where there is no time for all.
+    # No rollout is always the last one when there is no time for all.
     random.shuffle(due.moved)
     return due
 
@@ -64,13 +64,13 @@ def find_due(roster: Roster) -> Due:
 def _live() -> list[Rollout]:
     events = RolloutEvent.objects.filter(rollout=OuterRef("pk")).order_by("-id")
     rows = Rollout.objects.filter(phase__in=LIVE_PHASES).select_related("model")
-    # What only a look needs is not parsed for all.
+    # Large columns that only an evaluation needs are not parsed here.
     rows = rows.defer("latency_reference", "stable_spread", "overrides")
     return list(rows.annotate(moved_at=Subquery(events.values("at")[:1])).order_by("started_at"))
 
 
 def _tripped(rollouts: list[Rollout]) -> set[int]:
-    """Return the models of which any version tripped since the first of the rollouts began."""
+    """Return the models with a breaker trip since the first of the rollouts started."""
     if not rollouts:
         return set()
     since = min(rollout.started_at for rollout in rollouts)
@@ -80,15 +80,18 @@ def _tripped(rollouts: list[Rollout]) -> set[int]:
 
 
 def _is_judged(rollout: Rollout, now: datetime) -> bool:
-    """Say whether a check interval of its step has passed."""
+    """Return whether the checks of its step are due."""
     if rollout.phase not in (Phase.BAKING, Phase.PAUSED) or rollout.step_index < 0:
         return False
     return rollout.next_check_at is not None and rollout.next_check_at <= now
 
 
 def _moves(rollout: Rollout, roster: Roster) -> bool:
-    """Say whether a look has another effect than to judge the step."""
-    if _is_to_be_told(rollout, roster.now) or rollout.phase in (Phase.PENDING, Phase.PREPARING):
+    """Return whether an evaluation does anything besides judging the step."""
+    if _is_notification_due(rollout, roster.now) or rollout.phase in (
+        Phase.PENDING,
+        Phase.PREPARING,
+    ):
         return True
     if rollout.phase in LEAVING:
         return not roster.unacked(rollout.generation or 0)
@@ -98,10 +101,10 @@ def _moves(rollout: Rollout, roster: Roster) -> bool:
         return rollout.step_index >= 0 and rollout.next_check_at is None
     if rollout.next_check_at is None or roster.pins_on(rollout.model.name):
         return True
-    return rollout.step_due_at is None and not why_waiting(rollout, roster)
+    return rollout.step_due_at is None and not waiting_reason(rollout, roster)
 
 
-def _is_to_be_told(rollout: Rollout, now: datetime) -> bool:
+def _is_notification_due(rollout: Rollout, now: datetime) -> bool:
     if rollout.held_told_revision == rollout.revision:
         return False
     moved_at: datetime | None = rollout.moved_at  # type: ignore[attr-defined]

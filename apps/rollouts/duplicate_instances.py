@@ -1,7 +1,7 @@
-"""Two instances of one name: the second is refused, for nobody could tell their reports apart.
+"""Detects two live instances with one name: the second is refused, as reports would be mixed.
 
-What tells a second one from a restart is its home, the name of its state directory. A home that is
-not the last one's takes the name over when the last one has gone silent or said that it stops.
+A second instance differs from a restart by its home, the id of its state directory. Another home
+takes over the name once the last instance is silent or has reported that it stops.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from contract.message_signatures import group_of
 
 
 def live_homes(now: datetime, instance: str = "") -> dict[str, set[str]]:
-    """Return the homes from which instances' live processes report, by instance (of one alone).
+    """Return the homes of live processes by instance; with `instance` of that one alone.
 
-    An instance with one worker has a process of its own name, one with several `edge/0` and so on.
+    The process of an instance with one worker has its name; with several: `edge/0`, `edge/1`, ….
     """
     live = live_instances(now)
     if instance:
@@ -32,14 +32,14 @@ def live_homes(now: datetime, instance: str = "") -> dict[str, set[str]]:
 
 
 def is_second(name: str, home: str, now: datetime) -> bool:
-    """Say whether another instance of that name is live; without a home nobody can tell."""
+    """Return whether another instance of that name is live; False without a home."""
     instance = group_of(name)
     homes = live_homes(now, instance).get(instance, set())
     return bool(home and homes) and home not in homes
 
 
 def keep_home(name: str, home: str, *, has_own_token: bool, now: datetime) -> None:
-    """Note where an instance that was taken reports from."""
+    """Store the home of an accepted instance."""
     row = InstanceHome.objects.filter(name=name).first()
     if row is None or (row.home, row.has_own_token) != (home, has_own_token):
         values = {"home": home, "has_own_token": has_own_token, "since": now}

@@ -1,8 +1,9 @@
-"""Which generations this database published, and which were published from one that was lost.
+"""Tells which generations this database published, and which a lost database published.
 
-A restored database has forgotten generations that data planes serve from. Until an epoch is begun
-(`apps.rollouts.maintenance.start_epoch`), they are ahead of it, refuse its tables, and rollouts
-hold. In the new epoch those generations are lost: nothing that was measured under them counts.
+A restored database does not know the newest generations that data planes serve. Until an epoch
+starts (`apps.rollouts.maintenance.start_epoch`), data planes are ahead of it and refuse its
+tables, and rollouts hold. In the new epoch those generations are lost: measurements under them do
+not count.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from contract.generations import EPOCH_SIZE, epoch_of, first_of
 
 log = logging.getLogger(__name__)
 
-# The highest epoch that was begun: Redis is not restored with the database.
+# The highest epoch that was started: Redis is not restored with the database.
 EPOCH_KEY = "interlock:epoch"
 WAS_PUBLISHED = """
     SELECT %(generation)s <= coalesce((SELECT max(generation) FROM rollouts_publishedtable), 0)
@@ -30,13 +31,13 @@ WAS_PUBLISHED = """
              AND %(generation)s <= number * %(size)s::bigint
        )
 """
-# Any constant but those of other locks.
+# Any constant that no other advisory lock uses.
 EPOCH_LOCK = 0x1E710D
 
 
 @dataclass(frozen=True)
 class LostGenerations:
-    """The generations between the bounds of each pair, both left out."""
+    """The generations between each pair of bounds, both exclusive."""
 
     bounds: tuple[tuple[int, int], ...] = ()
 
@@ -49,24 +50,24 @@ def current_epoch() -> Epoch | None:
     return Epoch.objects.first()
 
 
-def hold_epoch() -> None:
-    """Let no epoch begin until the current transaction ends; who stores what was measured does so.
+def lock_epoch_shared() -> None:
+    """Keep the epoch until the current transaction ends; required to store measurements.
 
-    Else what is forgotten could be stored by a transaction that began before the epoch, after the
-    epoch has deleted it.
+    Otherwise a transaction from before a new epoch could store measurements that the epoch has
+    just deleted.
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock_shared(%s)", [EPOCH_LOCK])
 
 
 def lock_epoch() -> None:
-    """Wait for those who hold the epoch, and let nobody else hold it meanwhile."""
+    """Wait for all holders of the shared lock, and lock them out until the transaction ends."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [EPOCH_LOCK])
 
 
 def lost_generations() -> LostGenerations:
-    """Return the generations that a database published which was replaced by this one."""
+    """Return the generations that the replaced database published."""
     rows = Epoch.objects.values_list("number", "restored_generation")
     return LostGenerations(tuple((restored, first_of(number)) for number, restored in rows))
 
@@ -78,8 +79,8 @@ def latest_generation() -> int:
 
 
 def was_published(generation: int) -> bool:
-    """Say whether a table of `generation` can have come from this database."""
-    # One round trip: each report of each instance asks.
+    """Return whether this database can have published `generation`."""
+    # One round trip: this runs for each report of each instance.
     with connection.cursor() as cursor:
         cursor.execute(WAS_PUBLISHED, {"generation": generation, "size": EPOCH_SIZE})
         return bool(cursor.fetchone()[0])
@@ -102,7 +103,7 @@ def _epoch_in_redis() -> int:
 
 
 def remember_epoch(number: int) -> None:
-    """Leave the number where a database that is restored later finds it. Raises nothing."""
+    """Store the number in Redis for a database that is restored later. Raises nothing."""
     try:
         with _client() as client:
             client.set(EPOCH_KEY, number)

@@ -1,6 +1,6 @@
-"""Who serves from which table, as far as anybody knows: what rollouts wait for.
+"""Tells which instances serve which table: rollouts wait for them.
 
-Whoever has many questions at one moment, as a tick has, reads one roster for all of them.
+A caller with several queries at one time, such as a tick, reads one roster for all of them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ PIN_ALL = "*"
 
 
 def live_instances(now: datetime) -> QuerySet[Instance]:
-    """Return the instances that reported lately and are not stopping."""
+    """Return the instances that reported within INSTANCE_LIVE_S and are not stopping."""
     since = now - timedelta(seconds=settings.INSTANCE_LIVE_S)
     return Instance.objects.filter(reported_at__gte=since, is_stopping=False)
 
 
 def silent_instances(now: datetime) -> QuerySet[Instance]:
-    """Return the instances that went silent without saying that they stop: they may still serve.
+    """Return the instances that went silent without a stop report: they may still serve.
 
-    One that is silent for INSTANCE_FORGOTTEN_S is taken for gone; a person may forget it sooner.
-    Those that were last heard of before the epoch began are of the fleet before the restore: who
-    began the epoch said that nobody waits for them.
+    An instance counts as gone after INSTANCE_FORGOTTEN_S; a person may forget it earlier.
+    Instances whose last report is older than the epoch belong to the fleet before the restore:
+    starting the epoch means that rollouts do not wait for them.
     """
     until = now - timedelta(seconds=settings.INSTANCE_LIVE_S)
     return Instance.objects.filter(
@@ -56,7 +56,7 @@ class Roster:
 
     @property
     def ahead(self) -> list[Instance]:
-        """Return the live instances that serve from tables that are newer than this database's."""
+        """Return the live instances that serve tables newer than those of this database."""
         epoch = self.epoch.number if self.epoch is not None else 0
         return [
             each
@@ -65,32 +65,32 @@ class Roster:
         ]
 
     def unacked(self, generation: int) -> list[tuple[str, str]]:
-        """Return the instances that may serve from another table than `generation` or a later one.
+        """Return pairs of instance name and reason for all that may serve an older table.
 
-        With each is why. Those are the live ones that have not applied it, all that are silent, for
-        nobody knows what these do, even if their last word was that they had applied it, and, right
-        after a restore, whoever has not yet had the time to report.
+        These are the live instances that have not applied `generation`, all silent ones (they may
+        have restarted with an old table since their last report), and, right after a restore,
+        those that had no time to report yet.
         """
         behind = (each for each in self.live if _is_behind(each, generation))
         return [
-            *((each.name, _why_behind(each, generation)) for each in behind),
-            *((each.name, _why_silent(each, self.now)) for each in self.silent),
-            *self._unheard(),
+            *((each.name, _behind_reason(each, generation)) for each in behind),
+            *((each.name, _silence_reason(each, self.now)) for each in self.silent),
+            *self._not_reported_yet(),
         ]
 
-    def _unheard(self) -> list[tuple[str, str]]:
+    def _not_reported_yet(self) -> list[tuple[str, str]]:
         if self.epoch is None:
             return []
         since_s = (self.now - self.epoch.began_at).total_seconds()
         if since_s >= settings.INSTANCE_LIVE_S:
             return []
-        why = f"may yet report, as epoch {self.epoch.number} began {since_s:.0f} s ago"
-        return [("of the fleet before the restore", why)]
+        reason = f"may still report: epoch {self.epoch.number} started {since_s:.0f} s ago"
+        return [("of the fleet before the restore", reason)]
 
     def pins_on(self, model_name: str) -> list[str]:
-        """Return in words which live instances have the model pinned to stable.
+        """Return one sentence for each live instance that has the model pinned to stable.
 
-        No split works there, and only who operates such an instance can release it.
+        No split works there, and only the operator of the instance can unpin the model.
         """
         return [
             f"instance {each.name} has {model_name} pinned to stable by its operator"
@@ -100,11 +100,11 @@ class Roster:
 
 
 def read_roster(now: datetime) -> Roster:
-    """Return who may serve now."""
+    """Return the instances that may serve now."""
     epoch = current_epoch()
     live_since = now - timedelta(seconds=settings.INSTANCE_LIVE_S)
-    heard_of = Q(reported_at__gte=_remembered_since(now, epoch)) | Q(reported_at__gte=live_since)
-    rows = list(Instance.objects.filter(heard_of, is_stopping=False))
+    known = Q(reported_at__gte=_remembered_since(now, epoch)) | Q(reported_at__gte=live_since)
+    rows = list(Instance.objects.filter(known, is_stopping=False))
     return Roster(
         now=now,
         epoch=epoch,
@@ -114,35 +114,35 @@ def read_roster(now: datetime) -> Roster:
 
 
 def unacked(generation: int, now: datetime) -> list[tuple[str, str]]:
-    """Return what `Roster.unacked` says now."""
+    """Return `Roster.unacked` of the current roster."""
     return read_roster(now).unacked(generation)
 
 
 def pins_on(model_name: str, now: datetime) -> list[str]:
-    """Return what `Roster.pins_on` says now."""
+    """Return `Roster.pins_on` of the current roster."""
     return read_roster(now).pins_on(model_name)
 
 
-def why_ahead(instance: Instance, epoch: Epoch | None) -> str:
-    """Say what it means that an instance serves from a table of another database, and the way out.
+def ahead_reason(instance: Instance, epoch: Epoch | None) -> str:
+    """Explain why an instance serves a table of another database, and the fix.
 
-    Either this database was restored, or another control plane has begun an epoch of its own.
+    Either this database was restored, or another control plane has started an epoch.
     """
     served = in_words(instance.applied_generation)
     text = f"serves generation {served}, which this database never published"
     if epoch_of(instance.applied_generation) > (epoch.number if epoch is not None else 0):
         return (
-            f"{text}: another control plane has begun that epoch, and data planes follow it. "
-            "If this one shall go on instead, begin another with manage.py start_epoch"
+            f"{text}: another control plane has started that epoch, and data planes follow it. "
+            "To continue with this control plane, start another epoch with manage.py start_epoch"
         )
-    return f"{text}: was it restored? Begin an epoch with manage.py start_epoch"
+    return f"{text}: was it restored? Start an epoch with manage.py start_epoch"
 
 
 def _is_behind(instance: Instance, generation: int) -> bool:
     return instance.applied_generation < generation or instance.serves_unknown
 
 
-def _why_behind(instance: Instance, generation: int) -> str:
+def _behind_reason(instance: Instance, generation: int) -> str:
     if instance.applied_generation >= generation:
         served = in_words(instance.applied_generation)
         return f"serves generation {served}, which this database never published"
@@ -152,7 +152,7 @@ def _why_behind(instance: Instance, generation: int) -> str:
     return f"still serves generation {in_words(instance.applied_generation)}"
 
 
-def _why_silent(instance: Instance, now: datetime) -> str:
+def _silence_reason(instance: Instance, now: datetime) -> str:
     silent_s = (now - instance.reported_at).total_seconds()
     served = in_words(instance.applied_generation)
-    return f"is silent for {silent_s:.0f} s (last served generation {served})"
+    return f"has been silent for {silent_s:.0f} s (last served generation {served})"

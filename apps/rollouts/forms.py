@@ -1,4 +1,4 @@
-"""What people send: which version by which plan, what they saw when they acted, what they seek."""
+"""Forms of promotion, rollout actions, the rollout filter and the serving history."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PERCENT_BP = 100
 
 
 class PromoteForm(forms.Form):
-    """Which version becomes stable, and how carefully."""
+    """The version to promote and the plan."""
 
     version = forms.ModelChoiceField(
         queryset=ModelVersion.objects.none(), to_field_name="number", empty_label=None
@@ -31,7 +31,7 @@ class PromoteForm(forms.Form):
         self._choices_of("version").queryset = versions
         self._choices_of("version").label_from_instance = _name_version
         self._choices_of("plan").label_from_instance = _name_plan
-        # A model's first version has nothing to be compared with, and so follows no plan.
+        # The first version of a model has no control and follows no plan.
         self.fields["plan"].required = model.stable_id is not None
 
     def _choices_of(self, name: str) -> Any:
@@ -50,7 +50,7 @@ def _name_plan(plan: Plan) -> str:
 
 
 class ActionForm(forms.Form):
-    """What the person saw when acting: a stale revision is refused by the service."""
+    """The revision that the page showed; the service refuses a stale one."""
 
     revision = forms.IntegerField(min_value=0)
     reason = forms.CharField(required=False, max_length=500)
@@ -68,7 +68,7 @@ class RolloutFilterForm(forms.Form):
 
 
 class LocalInstant(forms.DateTimeInput):
-    """A browser's own field for a date and a time, which is read as UTC."""
+    """A native date and time field, read as UTC."""
 
     input_type = "datetime-local"
 
@@ -77,4 +77,4 @@ class LocalInstant(forms.DateTimeInput):
 
 
 class InstantForm(forms.Form):
-    at = forms.DateTimeField(label="What served at, UTC", widget=LocalInstant())
+    at = forms.DateTimeField(label="Time, UTC", widget=LocalInstant())

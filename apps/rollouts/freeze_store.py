@@ -1,4 +1,4 @@
-"""Makes and ends freeze windows. Each change is one transaction with its audit entry."""
+"""Creates and ends freeze windows. Each change is one transaction with its audit entry."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONGEST = timedelta(days=365)
 
 
 def role_to_freeze(model: RegisteredModel | None) -> Role:
-    """Return the role that freezing `model` (None: all models) needs on it."""
+    """Return the role that is required to freeze `model` (None: all models)."""
     return Role.ADMIN if model is None else Role.OPERATOR
 
 
@@ -34,26 +34,26 @@ def create_freeze(
     actor: Actor,
     now: datetime,
 ) -> FreezeWindow:
-    """Let nothing start or get further on `model` (None: on all models) in that time.
+    """Create a window in which no rollout of `model` (None: all models) starts or advances.
 
-    A weekly one comes again at the same time by the clocks of `time_zone`, an IANA name.
+    A weekly window recurs at the same local time of `time_zone`, an IANA name.
 
     Raises:
-        Invalid: it ends before it starts or is over already, lasts longer than a year, comes again
+        Invalid: it ends before it starts or is already over, lasts longer than a year, recurs
             before it has ended, has no reason, or its time zone does not exist.
     """
     read_zone(time_zone)
     reason = reason.strip()
     if not reason:
-        raise Invalid("reason: say why; it is what people read whose rollout is held.")
+        raise Invalid("reason: required; it is shown to owners of rollouts that the freeze holds.")
     if ends_at <= starts_at:
         raise Invalid("ends_at: the window must end after it starts.")
     if ends_at - starts_at > LONGEST:
-        raise Invalid("ends_at: the window may last one year (365 days) at most.")
+        raise Invalid("ends_at: the window may last at most one year (365 days).")
     if is_weekly and ends_at - starts_at >= WEEK:
         raise Invalid("ends_at: a weekly window must be shorter than a week.")
     if not is_weekly and ends_at <= now:
-        raise Invalid("ends_at: the window is over already.")
+        raise Invalid("ends_at: the window is already over.")
     window = FreezeWindow(
         model=model,
         reason=reason,
@@ -66,26 +66,26 @@ def create_freeze(
     )
     check_row(window, {"reason"})
     window.save()
-    record_audit(actor=actor, action="freeze.created", target=_name(window), after=_told(window))
+    record_audit(actor=actor, action="freeze.created", target=_name(window), after=_audited(window))
     return window
 
 
 @transaction.atomic
 def end_freeze(*, window: FreezeWindow, actor: Actor, now: datetime) -> None:
-    """Let a window hold no longer: one that is open ends now, another one is deleted.
+    """End a window: an open one ends now, any other one is deleted.
 
-    A weekly one is deleted as well, as it would come again.
+    A weekly one is always deleted, as it would recur.
 
     Raises:
-        Conflict: it is over, or somebody else deleted it.
+        Conflict: it is over, or another person deleted it.
     """
     rows = FreezeWindow.objects.select_for_update(of=("self",)).select_related("model")
     row = rows.filter(pk=window.pk).first()
     if row is None:
-        raise Conflict("The freeze window is gone: somebody else was faster.")
+        raise Conflict("The freeze window does not exist any more: another person deleted it.")
     if not row.is_weekly and row.ends_at <= now:
-        raise Conflict(f"The freeze window is over since {row.ends_at:%Y-%m-%d %H:%M} UTC.")
-    before = _told(row)
+        raise Conflict(f"The freeze window ended at {row.ends_at:%Y-%m-%d %H:%M} UTC.")
+    before = _audited(row)
     if row.is_weekly or open_until(row, now) is None or now <= row.starts_at:
         row.delete()
         record_audit(actor=actor, action="freeze.deleted", target=_name(row), before=before)
@@ -93,7 +93,7 @@ def end_freeze(*, window: FreezeWindow, actor: Actor, now: datetime) -> None:
     row.ends_at = now
     row.save(update_fields=["ends_at"])
     record_audit(
-        actor=actor, action="freeze.ended", target=_name(row), before=before, after=_told(row)
+        actor=actor, action="freeze.ended", target=_name(row), before=before, after=_audited(row)
     )
 
 
@@ -101,7 +101,7 @@ def _name(window: FreezeWindow) -> str:
     return str(window.model.name) if window.model else "all models"
 
 
-def _told(window: FreezeWindow) -> dict[str, object]:
+def _audited(window: FreezeWindow) -> dict[str, object]:
     return {
         "starts_at": window.starts_at.isoformat(),
         "ends_at": window.ends_at.isoformat(),

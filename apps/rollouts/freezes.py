@@ -1,7 +1,7 @@
-"""Freeze windows: times when nothing starts and nothing gets further; going back never waits.
+"""Freeze windows: no rollout starts or advances in them; rollbacks never wait.
 
-A weekly window recurs by the clocks of its time zone: one from 15:00 opens at 15:00 in winter and
-in summer, so two of its occurrences may lie an hour more or less than a week apart.
+A weekly window recurs at local time: one from 15:00 opens at 15:00 in winter and in summer, so two
+occurrences may be one hour more or less than a week apart.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WEEK = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Freeze:
-    """A window that is open now, and until when."""
+    """A window that is open now, and its end."""
 
     until: datetime
     window: FreezeWindow
@@ -33,7 +33,7 @@ class Freeze:
 
     @property
     def words(self) -> str:
-        """The end, in UTC and by the clocks of the window's own time zone."""
+        """The end, in UTC and in the time zone of the window."""
         text = f"{self.until:%Y-%m-%d %H:%M} UTC"
         if self.window.time_zone == "UTC":
             return text
@@ -43,29 +43,29 @@ class Freeze:
 
 @lru_cache(maxsize=1_000)
 def read_zone(name: str) -> ZoneInfo:
-    """Return the time zone of that name of the IANA database. Raises Invalid."""
+    """Return the time zone with that IANA name. Raises Invalid."""
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise Invalid(
-            f"time_zone: {name[:64]!r} is not a time zone; name one such as Europe/Berlin, or UTC."
+            f"time_zone: unknown time zone {name[:64]!r}; use an IANA name such as Europe/Berlin."
         ) from None
 
 
 def open_until(window: FreezeWindow, now: datetime) -> datetime | None:
-    """Return when the window that is open at `now` ends; None when it is not open."""
+    """Return the end of a window that is open at `now`; None when it is not open."""
     ends = (ends_at for starts_at, ends_at in _around(window, now) if starts_at <= now < ends_at)
     return max(ends, default=None)
 
 
 def next_start(window: FreezeWindow, now: datetime) -> datetime:
-    """Return when a window that is not open opens next, or when it did for the only time."""
-    coming = (starts_at for starts_at, _ in _around(window, now) if starts_at >= now)
-    return min(coming, default=window.starts_at)
+    """Return the next start of a window that is not open; of a past one its only start."""
+    upcoming = (starts_at for starts_at, _ in _around(window, now) if starts_at >= now)
+    return min(upcoming, default=window.starts_at)
 
 
 def _around(window: FreezeWindow, now: datetime) -> list[tuple[datetime, datetime]]:
-    """Return the occurrences of the window before, at and after `now`, as instants in UTC."""
+    """Return start and end (UTC) of the occurrences before, at and after `now`."""
     if not window.is_weekly:
         return [(window.starts_at, window.ends_at)]
     zone = read_zone(window.time_zone)
@@ -78,7 +78,7 @@ def _around(window: FreezeWindow, now: datetime) -> list[tuple[datetime, datetim
 
 
 def _later(at: datetime, zone: ZoneInfo, weeks: int) -> datetime:
-    """Return the instant at which the zone's clocks show the same time so many weeks later."""
+    """Return the time in UTC that is `weeks` later at the same local time of the zone."""
     return (at.astimezone(zone) + weeks * WEEK).astimezone(UTC)
 
 
@@ -86,8 +86,8 @@ def open_freezes(model: RegisteredModel, now: datetime) -> list[Freeze]:
     """Return the open freeze windows of `model` and of all models, the longest first."""
     windows = FreezeWindow.objects.filter(Q(model=None) | Q(model=model), starts_at__lte=now)
     ends = [(open_until(window, now), window) for window in windows]
-    found = [Freeze(until, window) for until, window in ends if until is not None]
-    return sorted(found, key=lambda each: (each.until, each.window.pk), reverse=True)
+    freezes = [Freeze(until, window) for until, window in ends if until is not None]
+    return sorted(freezes, key=lambda each: (each.until, each.window.pk), reverse=True)
 
 
 def frozen_by(model: RegisteredModel, now: datetime) -> Freeze | None:

@@ -1,8 +1,8 @@
-"""Gates for persons: who opens one, and what it takes to get past one that is shut.
+"""Gates: who may open one, and how to pass a closed one.
 
-Every way past a gate is here, whichever door it comes through: approving a step, skipping it,
-promoting now, or switching without the plan's steps. It takes the gate's role and somebody else
-than who started the rollout; or an operator's override `gate` with a reason, which the log tells.
+Every way past a gate uses this module: approving a step, skipping it, promoting now, or switching
+without the steps of the plan. It needs the role of the gate and another person than the one who
+started the rollout; or an operator's override `gate` with a reason, which is logged.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from apps.rollouts.plans import PlanDocument, from_json
 
 
 @dataclass(frozen=True)
-class ShutGate:
-    """The gate of step `number` (from 1), which nobody has opened."""
+class ClosedGate:
+    """The gate of step `number` (from 1), which is not approved."""
 
     model: RegisteredModel
     started_by: str
@@ -29,7 +29,7 @@ class ShutGate:
     role: Role
 
     def opens_for(self, actor: Actor) -> bool:
-        """Who starts a rollout does not open its gates, whatever role that is."""
+        """Return whether `actor` may open it: never the person who started the rollout."""
         return actor.name != self.started_by and actor_has_role(actor, self.model, self.role)
 
     @property
@@ -38,13 +38,13 @@ class ShutGate:
 
 
 def gate_role(rollout: Rollout) -> Role | None:
-    """Return the role that may open the gate of the present step; None when it has none."""
+    """Return the role that may open the gate of the current step; None without a gate."""
     gates = _gates(rollout, range(rollout.step_index, rollout.step_index + 1))
     return gates[0].role if gates else None
 
 
-def shut_gates(rollout: Rollout, *, to_the_end: bool = False) -> list[ShutGate]:
-    """Return the shut gates of the present step, or of all from it on that a promotion leaves."""
+def closed_gates(rollout: Rollout, *, to_the_end: bool = False) -> list[ClosedGate]:
+    """Return the closed gates of the current step, or also of all steps after it."""
     end = len(rollout.plan_document.get("steps", ())) if to_the_end else rollout.step_index + 1
     gates = _gates(rollout, range(rollout.step_index, end))
     return [gate for gate in gates if gate.number - 1 != rollout.approved_step]
@@ -52,16 +52,16 @@ def shut_gates(rollout: Rollout, *, to_the_end: bool = False) -> list[ShutGate]:
 
 def gates_of_plan(
     plan: PlanDocument, model: RegisteredModel, started_by: str, steps: Iterable[int]
-) -> list[ShutGate]:
-    """Return the gates for persons of those steps."""
+) -> list[ClosedGate]:
+    """Return the gates of `steps`, indices into the steps of the plan."""
     return [
-        ShutGate(model, started_by, index + 1, Role(plan.steps[index].gate_role))
+        ClosedGate(model, started_by, index + 1, Role(plan.steps[index].gate_role))
         for index in steps
         if 0 <= index < len(plan.steps) and plan.steps[index].gate == "person"
     ]
 
 
-def _gates(rollout: Rollout, steps: Iterable[int]) -> list[ShutGate]:
+def _gates(rollout: Rollout, steps: Iterable[int]) -> list[ClosedGate]:
     if not rollout.plan_document:
         return []
     plan = from_json(rollout.plan_document)
@@ -69,34 +69,34 @@ def _gates(rollout: Rollout, steps: Iterable[int]) -> list[ShutGate]:
 
 
 def pass_gates(
-    gates: Sequence[ShutGate], actor: Actor, overrides: Collection[str], reason: str
+    gates: Sequence[ClosedGate], actor: Actor, overrides: Collection[str], reason: str
 ) -> str:
-    """Return what the log has to say of the gates that `actor` passes; empty for none.
+    """Return the log text for the gates that `actor` passes; empty for none.
 
     Raises:
-        Forbidden: one is not for `actor` to open, and is not overridden.
-        Invalid: it is overridden without a reason.
+        Forbidden: `actor` may not open a gate, and it is not overridden.
+        Invalid: a gate is overridden without a reason.
     """
     opened = [gate for gate in gates if gate.opens_for(actor)]
     forced = [gate for gate in gates if gate not in opened]
     for gate in forced:
         may_override = actor_has_role(actor, gate.model, Role.OPERATOR)
         if Override.GATE not in overrides or not may_override:
-            raise _shut(gate, actor)
+            raise _forbidden(gate, actor)
     if forced and not reason.strip():
-        raise Invalid(f"reason: say why {forced[0].words} is overridden; the log keeps it.")
-    said = [f"{each.words} was opened by {actor.name}" for each in opened]
-    said += [f"{each.words} was never opened: {actor.name} overrode it" for each in forced]
-    return "; ".join(said)
+        raise Invalid(f"reason: required to override {forced[0].words}; it is logged.")
+    notes = [f"{each.words} was opened by {actor.name}" for each in opened]
+    notes += [f"{each.words} was never opened: {actor.name} overrode it" for each in forced]
+    return "; ".join(notes)
 
 
-def _shut(gate: ShutGate, actor: Actor) -> Forbidden:
+def _forbidden(gate: ClosedGate, actor: Actor) -> Forbidden:
     if actor.name == gate.started_by:
-        why = f"{actor.name} started this rollout, so somebody else with that role opens it"
+        reason = f"{actor.name} started this rollout, so another person with that role must open it"
     else:
-        why = f"this needs the role {gate.role.value} on model {gate.model.name}"
+        reason = f"this needs the role {gate.role.value} on model {gate.model.name}"
     return Forbidden(
-        f"{gate.words[0].upper()}{gate.words[1:]} is shut: {why}, "
+        f"{gate.words[0].upper()}{gate.words[1:]} is closed: {reason}, "
         f"or an operator's override {Override.GATE.value!r} with a reason.",
         override=Override.GATE.value,
     )

@@ -1,4 +1,4 @@
-"""REST API of what holds rollouts up: freeze windows, the limit, quarantine."""
+"""REST endpoints of rollout rules: freeze windows, the rollout limit, quarantine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from apps.rollouts.models import FreezeWindow, Quarantine
 from apps.rollouts.serializers import ReasonSerializer, StrictSerializer
 from apps.rollouts.timestamps import EXAMPLE, TimestampField
 
-MODEL = OpenApiParameter("model", str, description="Only those that concern this model")
+MODEL = OpenApiParameter("model", str, description="Return only entries that apply to this model")
 
 
 def register(router: BaseRouter) -> None:
@@ -36,9 +36,9 @@ def register(router: BaseRouter) -> None:
 
 
 class FreezeSerializer(StrictSerializer):
-    """`model` null: all models; without `starts_at` it starts now.
+    """`model` null: all models. Without `starts_at` the window starts now.
 
-    `time_zone`, an IANA name, is by whose clocks a weekly window comes again. `open_until` is null
+    A weekly window recurs at the local time of `time_zone`, an IANA name. `open_until` is null
     while the window is not open.
     """
 
@@ -54,16 +54,16 @@ class FreezeSerializer(StrictSerializer):
     created_at = serializers.DateTimeField(read_only=True)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        """Refuse a weekly window whose offset is not UTC and whose time zone is not named."""
+        """Refuse a weekly window with a UTC offset other than 0 and without a time zone."""
         if attrs["is_weekly"] and "time_zone" not in self.initial_data:
             for name in ("starts_at", "ends_at"):
                 offset = datetime.fromisoformat(self.initial_data.get(name, EXAMPLE)).utcoffset()
                 if offset:
-                    told = (
-                        "A weekly window needs its time_zone, such as Europe/Berlin: an offset "
-                        "alone is an hour off in the other half of the year."
+                    message = (
+                        "A weekly window needs a time_zone such as Europe/Berlin: a fixed offset "
+                        "is one hour off for half of the year."
                     )
-                    raise serializers.ValidationError({name: told})
+                    raise serializers.ValidationError({name: message})
         return attrs
 
     def get_open_until(self, window: FreezeWindow) -> str | None:
@@ -73,7 +73,7 @@ class FreezeSerializer(StrictSerializer):
 
 @extend_schema_view(list=extend_schema(parameters=[MODEL]))
 class FreezeViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[FreezeWindow]):
-    """Times in which nothing starts and nothing gets further; going back never waits."""
+    """Freeze windows: no rollout starts or advances in them; rollbacks never wait."""
 
     serializer_class = FreezeSerializer
     lookup_value_regex = r"\d+"
@@ -89,21 +89,21 @@ class FreezeViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVie
 
     @extend_schema(request=FreezeSerializer, responses={201: FreezeSerializer})
     def create(self, request: Request) -> Response:
-        """Freeze a model, or all of them; the latter needs the role admin on all models."""
-        given = self.get_serializer(data=request.data)
-        given.is_valid(raise_exception=True)
-        asked = dict(given.validated_data)
-        name = asked.pop("model")["name"]
+        """Freeze one model, or all models, which needs the role admin on all models."""
+        serializer = self.get_serializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        data = dict(serializer.validated_data)
+        name = data.pop("model")["name"]
         model = find_model(name) if name else None
         require_role(request.user, model, role_to_freeze(model))
         now = database_now()
-        asked.setdefault("starts_at", now)
-        window = create_freeze(model=model, **asked, actor=actor_of(request), now=now)
+        data.setdefault("starts_at", now)
+        window = create_freeze(model=model, **data, actor=actor_of(request), now=now)
         return Response(self.get_serializer(window).data, status=status.HTTP_201_CREATED)
 
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, pk: str) -> Response:
-        """End an open window now, or delete one that is not open or comes again each week."""
+        """End an open window now; delete a weekly window or one that is not open."""
         window = self.get_object()
         require_role(request.user, window.model, role_to_freeze(window.model))
         end_freeze(window=window, actor=actor_of(request), now=database_now())
@@ -111,13 +111,13 @@ class FreezeViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVie
 
 
 class RolloutPolicySerializer(StrictSerializer):
-    """So many rollouts may be under way at once; null: any number."""
+    """The maximum number of concurrent rollouts; null: no limit."""
 
     concurrent_max = serializers.IntegerField(min_value=1, max_value=2_147_483_647, allow_null=True)
 
 
 class RolloutPolicyView(APIView):
-    """What holds for all rollouts."""
+    """The policy of all rollouts."""
 
     @extend_schema(responses=RolloutPolicySerializer)
     def get(self, request: Request) -> Response:
@@ -125,11 +125,13 @@ class RolloutPolicyView(APIView):
 
     @extend_schema(request=RolloutPolicySerializer, responses=RolloutPolicySerializer)
     def put(self, request: Request) -> Response:
-        """Let so many rollouts be under way at once; the others wait in the order they started."""
+        """Set the maximum number of concurrent rollouts; later ones wait in start order."""
         require_role(request.user, None, Role.ADMIN)
-        given = RolloutPolicySerializer(data=request.data)
-        given.is_valid(raise_exception=True)
-        set_concurrent_max(limit=given.validated_data["concurrent_max"], actor=actor_of(request))
+        serializer = RolloutPolicySerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        set_concurrent_max(
+            limit=serializer.validated_data["concurrent_max"], actor=actor_of(request)
+        )
         return self.get(request)
 
 
@@ -144,7 +146,7 @@ class QuarantineSerializer(serializers.ModelSerializer[Quarantine]):
 
 @extend_schema_view(list=extend_schema(parameters=[MODEL]))
 class QuarantineViewSet(mixins.ListModelMixin, GenericViewSet[Quarantine]):
-    """Versions that were rolled back: to try one again needs an override, or this lifted."""
+    """Versions that were rolled back; starting one needs an override until this is lifted."""
 
     serializer_class = QuarantineSerializer
 
@@ -159,7 +161,9 @@ class QuarantineViewSet(mixins.ListModelMixin, GenericViewSet[Quarantine]):
         parameters=[
             OpenApiParameter("model", str, OpenApiParameter.PATH, description="Model name"),
             OpenApiParameter("number", int, OpenApiParameter.PATH, description="Version number"),
-            OpenApiParameter("reason", str, required=True, description="Why it may be trusted"),
+            OpenApiParameter(
+                "reason", str, required=True, description="Why the version is trusted again"
+            ),
         ],
         responses={204: None},
     )
@@ -170,15 +174,15 @@ class QuarantineViewSet(mixins.ListModelMixin, GenericViewSet[Quarantine]):
         url_name="lift",
     )
     def lift(self, request: Request, model: str, number: str) -> Response:
-        """Let a version be rolled out again without an override."""
-        found = find_model(model)
-        require_role(request.user, found, Role.OPERATOR)
-        # Some proxies drop what a DELETE carries, so that the reason may stand in the address.
-        given = ReasonSerializer(data=request.data or request.query_params.dict())
-        given.is_valid(raise_exception=True)
+        """Lift the quarantine of a version: its next rollout needs no override."""
+        row = find_model(model)
+        require_role(request.user, row, Role.OPERATOR)
+        # Some proxies drop the body of a DELETE, so the reason may also be a query parameter.
+        serializer = ReasonSerializer(data=request.data or request.query_params.dict())
+        serializer.is_valid(raise_exception=True)
         lift_quarantine(
-            version=find_version(found, number),
-            reason=given.validated_data["reason"],
+            version=find_version(row, number),
+            reason=serializer.validated_data["reason"],
             actor=actor_of(request),
         )
         return Response(status=status.HTTP_204_NO_CONTENT)

@@ -1,4 +1,4 @@
-"""REST API of the past: what served a model at an instant, and who decided it."""
+"""REST endpoints of the serving history: what served a model when, and who decided it."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from apps.rollouts.selectors.provenance import decider_of
 from apps.rollouts.serving_history import history_of, serving_at
 from apps.rollouts.timestamps import EXAMPLE, parse_timestamp
 
-AT = OpenApiParameter("at", str, description=f"An instant, such as {EXAMPLE}; without it: now")
+AT = OpenApiParameter(
+    "at", str, description=f"An ISO 8601 timestamp such as {EXAMPLE}; default: now"
+)
 
 
 class DeciderSerializer(serializers.Serializer[Any]):
-    """`kind` is rollout or experiment; empty when a person or a setting changed it directly."""
+    """`kind` is rollout or experiment; empty for a direct change by a person or a setting."""
 
     kind = serializers.CharField()
     id = serializers.CharField()
 
 
 class ServingChangeSerializer(serializers.ModelSerializer[ServingChange]):
-    """From `at` on the model was served so, until the next change."""
+    """How a model was served from `at` until the next change."""
 
     model = serializers.CharField(source="model_name")
     decided_by = serializers.SerializerMethodField()
@@ -52,24 +54,24 @@ class ServingChangeSerializer(serializers.ModelSerializer[ServingChange]):
 
 
 class ServingHistoryMixin:
-    """Adds a model's past to the endpoints of models."""
+    """Adds the serving history to the model endpoints."""
 
     @extend_schema(parameters=[AT], responses=ServingChangeSerializer)
     @action(detail=True)
     def serving(self, request: Request, name: str) -> Response:
-        """What served the model at an instant, since when, and who decided it."""
+        """Return what served the model at a time, since when, and who decided it."""
         text = request.query_params.get("at")
         at = database_now() if text is None else parse_timestamp(text, "at")
         model_name = self.get_object().name  # type: ignore[attr-defined]
         change = serving_at(model_name, at)
         if change is None:
-            raise NotFound(f"Nothing is known of what served {model_name} at {at.isoformat()}.")
+            raise NotFound(f"No serving history of {model_name} at {at.isoformat()}.")
         return Response(ServingChangeSerializer(change).data)
 
     @extend_schema(responses=ServingChangeSerializer(many=True))
     @action(detail=True, url_path="serving-history")
     def serving_history(self, request: Request, name: str) -> Response:
-        """All changes of how the model was served, the latest first."""
+        """List all changes of how the model was served, newest first."""
         rows = history_of(self.get_object().name)  # type: ignore[attr-defined]
         page = self.paginate_queryset(rows)  # type: ignore[attr-defined]
         shown = ServingChangeSerializer(page, many=True).data

@@ -1,6 +1,6 @@
-"""Telemetry and shadow windows into rows, as they arrived.
+"""Stores telemetry and shadow windows as rows.
 
-The caller keeps each batch from counting twice.
+The caller makes sure that each batch is stored once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from apps.rollouts.epochs import hold_epoch, lost_generations
+from apps.rollouts.epochs import lock_epoch_shared, lost_generations
 from apps.rollouts.models import ShadowRow, TelemetryRow
 from contract.histogram import Counts
 from contract.messages import Batch, ShadowWindow, TelemetryWindow
@@ -19,11 +19,11 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def apply_windows(batches: Sequence[Batch], now: datetime) -> int:
-    """Insert the windows of `batches`; return how many. Runs in the caller's transaction.
+    """Insert the windows of `batches`; return their number. Runs in the caller's transaction.
 
-    Left out are those of generations that were lost with a database: they tell of other tables.
+    Windows of lost generations are left out: they belong to tables of another database.
     """
-    hold_epoch()
+    lock_epoch_shared()
     lost = lost_generations()
     rows = [
         _row(batch.instance, window)
@@ -94,7 +94,7 @@ def _shadow_row(instance: str, window: ShadowWindow) -> ShadowRow:
 
 
 def _as_json(latency: Counts) -> dict[str, int]:
-    """JSON has text keys only; readers turn them back into bucket numbers."""
+    """Return the counts with text keys, as JSON needs; readers convert them back."""
     return {str(index): count for index, count in latency.items()}
 
 

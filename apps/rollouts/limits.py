@@ -1,4 +1,4 @@
-"""How many rollouts may be under way at once; the others wait in the order of their start."""
+"""The limit of concurrent rollouts; later ones wait in the order of their start."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from apps.rollouts.models import Rollout, RolloutPolicy
 from apps.rollouts.states import LIVE_PHASES, Phase
 
 
-def waits_for_its_turn(rollout: Rollout) -> str:
-    """Return in words why a pending rollout may not begin yet, or nothing.
+def queue_reason(rollout: Rollout) -> str:
+    """Return why a pending rollout may not begin yet; empty when it may.
 
-    Rolling back never waits. The policy's row is locked, so that two ticks cannot both take the
-    last place.
+    A rollback never waits. The row of the policy is locked, so that two ticks cannot both take
+    the last place.
     """
     policy = RolloutPolicy.objects.select_for_update().first()
     if policy is None or policy.concurrent_max is None or rollout.kind == Rollout.Kind.ROLLBACK:
@@ -28,10 +28,10 @@ def waits_for_its_turn(rollout: Rollout) -> str:
     ahead = _places(earlier) - under_way
     if len(under_way | ahead) < policy.concurrent_max:
         return ""
-    told = f"{len(under_way)} rollouts are under way"
+    load = f"{len(under_way)} rollouts are under way"
     if ahead:
-        told += f" and {len(ahead)} wait before it"
-    return f"waiting for its turn: {told}, at most {policy.concurrent_max} may run at once"
+        load += f" and {len(ahead)} are ahead in the queue"
+    return f"queued: {load}, at most {policy.concurrent_max} may run at once"
 
 
 def _places(rollouts: QuerySet[Rollout]) -> set[UUID]:
@@ -39,5 +39,5 @@ def _places(rollouts: QuerySet[Rollout]) -> set[UUID]:
 
 
 def _place(release_id: UUID | None, pk: UUID) -> UUID:
-    """Return what takes a place: a release takes one, or its models would wait for each other."""
+    """Return the id that takes a place: a release takes one for all of its models."""
     return pk if release_id is None else release_id

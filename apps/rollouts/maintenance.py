@@ -1,5 +1,4 @@
-"""What a person sets right around rollouts: how many at once, a quarantine, a dead instance, and a
-database that was restored."""
+"""Administrative writes: the rollout limit, quarantine, forgotten instances, epochs."""
 
 from __future__ import annotations
 
@@ -29,15 +28,15 @@ from contract.generations import EPOCH_MAX
 
 
 def concurrent_max() -> int | None:
-    """Return how many rollouts may be under way at once; None: any number."""
+    """Return the maximum number of concurrent rollouts; None: no limit."""
     return RolloutPolicy.objects.values_list("concurrent_max", flat=True).first()
 
 
 @transaction.atomic
 def set_concurrent_max(*, limit: int | None, actor: Actor) -> RolloutPolicy:
-    """Let so many rollouts be under way at once (None: any number); the others wait their turn.
+    """Set the maximum number of concurrent rollouts (None: no limit); later ones wait.
 
-    What is under way goes on, even if that is more.
+    Running rollouts continue, even if they are more than the limit.
 
     Raises:
         Invalid: the limit is below 1.
@@ -61,15 +60,15 @@ def set_concurrent_max(*, limit: int | None, actor: Actor) -> RolloutPolicy:
 
 @transaction.atomic
 def lift_quarantine(*, version: ModelVersion, reason: str, actor: Actor) -> None:
-    """Let a version that was rolled back be rolled out again without an override.
+    """Lift the quarantine of a version: its next rollout needs no override.
 
     Raises:
-        Invalid: no reason is given.
+        Invalid: the reason is empty.
         Conflict: the version is not in quarantine.
     """
     reason = reason.strip()
     if not reason:
-        raise Invalid("reason: say why the version may be trusted again.")
+        raise Invalid("reason: required; why is the version trusted again?")
     held = Quarantine.objects.select_for_update().filter(version=version).first()
     if held is None:
         raise Conflict(f"{version} is not in quarantine.")
@@ -85,20 +84,20 @@ def lift_quarantine(*, version: ModelVersion, reason: str, actor: Actor) -> None
 
 @transaction.atomic
 def forget_instance(*, instance: Instance, actor: Actor, now: datetime) -> None:
-    """Stop waiting for an instance that went silent: whoever forgets it knows that it is gone.
+    """Delete a silent instance that no longer runs, so that rollouts stop waiting for it.
 
-    One that reports again is known again.
+    If it reports again, it is stored again.
 
     Raises:
-        Conflict: it is live, or somebody else has forgotten it.
+        Conflict: it is live, or already forgotten.
     """
     row = Instance.objects.select_for_update().filter(pk=instance.pk).first()
     if row is None:
-        raise Conflict(f"Instance {instance.name} is forgotten already.")
+        raise Conflict(f"Instance {instance.name} is already forgotten.")
     if live_instances(now).filter(pk=row.pk).exists():
         raise Conflict(
             f"Instance {row.name} is live: it reported at {row.reported_at:%H:%M:%S} UTC. "
-            "Stop it; what stops says so and is not waited for."
+            "Stop it instead: rollouts do not wait for an instance that reported its stop."
         )
     record_audit(
         actor=actor,
@@ -114,26 +113,27 @@ def forget_instance(*, instance: Instance, actor: Actor, now: datetime) -> None:
 
 @transaction.atomic
 def start_epoch(*, reason: str, actor: Actor, now: datetime, number: int | None = None) -> Epoch:
-    """Have data planes take the tables of this database, which was restored, from now on.
+    """Make data planes accept the tables of this restored database from now on.
 
-    What they serve from then, they follow it to, whatever its generation. All that was measured
-    under generations that this database has forgotten is deleted: they were other tables. Nobody
-    waits for instances that were last heard of before. `number` is the epoch's, by default the one
-    after the highest that anybody knows of.
+    Data planes follow the new epoch whatever generation they serve. Measurements under generations
+    that this database does not know are deleted: they belong to other tables. Rollouts do not wait
+    for instances whose last report is older. `number` is the epoch number, by default the highest
+    known one plus 1.
 
     Raises:
-        Invalid: no reason is given, or the number is not above every epoch known of.
+        Invalid: the reason is empty, or the number is not above every known epoch.
     """
     reason = reason.strip()
     if not reason:
-        raise Invalid("reason: say what was restored, and to when.")
+        raise Invalid("reason: required; what was restored, and to which time?")
     lock_epoch()
     lock_publication()
     known = highest_epoch_known()
     number = known + 1 if number is None else number
     if not known < number <= EPOCH_MAX:
         raise Invalid(
-            f"epoch: {number} is not from {known + 1} to {EPOCH_MAX}; data planes know {known}."
+            f"epoch: {number} is out of range; expected {known + 1} to {EPOCH_MAX}, as data planes "
+            f"know epoch {known}."
         )
     restored = latest_generation()
     epoch = Epoch.objects.create(
@@ -159,7 +159,7 @@ def start_epoch(*, reason: str, actor: Actor, now: datetime, number: int | None 
 
 
 def _delete_measured_above(generation: int) -> dict[str, int]:
-    """Delete what was measured under tables that this database never published; return how much."""
+    """Delete measurements of tables that this database never published; return row counts."""
     tables = (TelemetryRow, ShadowRow, BreakerTripRecord, TrafficAlarm)
     counts = {
         table._meta.model_name or "": table.objects.filter(generation__gt=generation).delete()[0]

@@ -1,4 +1,4 @@
-"""Plans, rollouts and what decided them; who applied which routing table, and what they did."""
+"""Tables of plans, rollouts, evaluations, rules, data-plane instances and telemetry."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ share_bp = [MinValueValidator(0), MaxValueValidator(10_000)]
 
 
 class Control(models.TextChoices):
-    """What a canary is compared with."""
+    """The control that a canary is compared with."""
 
     # All traffic that stable answers at the same time.
     ALL = "all"
-    # A slice of stable's units as large as the canary's, counted apart.
+    # A slice of the units of stable, as large as the canary, counted separately.
     EQUAL = "equal"
 
 
 class Gate(models.TextChoices):
-    """Who lets a step pass once its checks have."""
+    """Who lets a step pass after its checks have passed."""
 
     AUTOMATIC = "automatic"
     PERSON = "person"
 
 
 class Plan(models.Model):
-    """A reusable ordered list of steps; `time_scale_permille` shortens every bake (1000: real)."""
+    """A reusable ordered list of steps; `time_scale_permille` scales all bake times (1000: 1)."""
 
     name = models.CharField(max_length=100, unique=True, validators=[valid_name])
     description = models.TextField(blank=True)
@@ -44,23 +44,23 @@ class Plan(models.Model):
     time_scale_permille = models.PositiveIntegerField(default=1_000)
     # One check interval: evidence is kept per interval, checks run at the end of each.
     interval_s = models.PositiveIntegerField(default=10)
-    # A step that cannot be decided goes on for so many bake times, then pauses for a person.
+    # An undecided step pauses for a person after this number of bake times.
     extend_max = models.PositiveIntegerField(default=3)
-    # A step that lacks data waits for it so long, if that is longer, then pauses for a person.
+    # A step without enough data pauses after this time, if that is longer.
     wait_max_s = models.PositiveIntegerField(default=604_800)
     margin_bp = models.PositiveIntegerField(default=100)
     alpha_ppm = models.PositiveIntegerField(default=10_000)
     reference_requests_min = models.PositiveIntegerField(default=5_000)
-    # Slower by less than this counts as equal: it is added to stable's quantiles.
+    # The tolerated slowdown: it is added to the quantiles of stable.
     latency_slack_us = models.PositiveIntegerField(default=1_000)
     # `any_regression` or `beyond_margin`: see apps.rollouts.checks.CheckSettings.
     evidence_mode = models.CharField(max_length=20, default="any_regression")
     control = models.CharField(max_length=10, choices=Control.choices, default=Control.ALL)
-    # This share stays on the version before until the bake after the last step is over.
+    # This share stays on the previous version until the final bake is over.
     holdback_bp = models.PositiveIntegerField(default=0)
-    # How long the whole share bakes after the last step; 0: not at all.
+    # The bake time after the last step; 0: none.
     final_bake_s = models.PositiveIntegerField(default=0)
-    # How long the version before stays loaded after a promotion.
+    # How long the previous version stays loaded after a promotion.
     rollback_window_s = models.PositiveIntegerField(default=86_400)
 
     class Meta:
@@ -86,13 +86,13 @@ class PlanStep(models.Model):
     position = models.PositiveSmallIntegerField()
     weight_bp = models.PositiveIntegerField(validators=share_bp)
     bake_s = models.PositiveIntegerField(default=1_800)
-    # The share of stable's requests of which the target gets a copy.
+    # The share of the requests of stable that is copied to the target.
     shadow_bp = models.PositiveIntegerField(default=0, validators=share_bp)
     requests_min = models.PositiveIntegerField(default=0)
     # Names of checks, or documents with their settings: see apps.rollouts.check_kinds.
     checks = models.JSONField(default=list)
     gate = models.CharField(max_length=20, choices=Gate.choices, default=Gate.AUTOMATIC)
-    # Who may open a person's gate.
+    # The role that may open a gate for a person.
     gate_role = models.CharField(max_length=20, choices=Role.choices, default=Role.OPERATOR)
 
     class Meta:
@@ -107,7 +107,7 @@ class PlanStep(models.Model):
 
 
 class Release(models.Model):
-    """Rollouts of several models that move together or not at all."""
+    """Rollouts of several models that advance together or not at all."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     name = models.CharField(max_length=100, validators=[valid_name])
@@ -129,9 +129,9 @@ class Rollout(models.Model):
         CANARY = "canary"
         # The model has no stable version yet: nothing to compare with.
         FIRST = "first"
-        # Back to an earlier version at once, without steps.
+        # To an earlier version at once, without steps.
         ROLLBACK = "rollback"
-        # To a version that takes other requests: both cannot share traffic, so no steps either.
+        # To a version with another signature: they cannot share traffic, so no steps.
         SWITCH = "switch"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -150,9 +150,9 @@ class Rollout(models.Model):
     release = models.ForeignKey(
         Release, null=True, blank=True, on_delete=models.PROTECT, related_name="rollouts"
     )
-    # The rollout that this one tries again.
+    # The rollout that this one retries.
     retry_of = models.ForeignKey("self", null=True, blank=True, on_delete=models.SET_NULL)
-    # What a person overrode when starting it: see apps.rollouts.services.Override.
+    # The rules overridden at the start: see apps.rollouts.overrides.Override.
     overrides = models.JSONField(default=list)
     salt = models.CharField(max_length=64)
     step_index = models.SmallIntegerField(default=-1)
@@ -161,27 +161,27 @@ class Rollout(models.Model):
     step_generations = models.JSONField(default=list)
     # The generation that every live instance must ack before the phase goes on.
     generation = models.BigIntegerField(null=True)
-    # Bake clock: None until all live instances acked.
+    # The bake clock: None until all live instances have acked.
     step_started_at = models.DateTimeField(null=True)
     step_due_at = models.DateTimeField(null=True)
     step_limit_at = models.DateTimeField(null=True)
     next_check_at = models.DateTimeField(null=True)
-    # How far an override of freezes reaches: see apps.rollouts.overrides.uncovered.
+    # The scope of its freeze override: see apps.rollouts.overrides.uncovered.
     freeze_override_role = models.CharField(max_length=20, blank=True, default="", db_default="")
     lacks_reason = models.BooleanField(default=False, db_default=False)
-    # The step whose gate a person opened, and who that was.
+    # The step whose gate was approved, and by whom.
     approved_step = models.SmallIntegerField(null=True)
     approved_by = models.CharField(max_length=150, blank=True)
-    # In a release: since when this step has passed and waits for the other models.
+    # In a release: when this step passed; it waits for the other models since then.
     step_passed_at = models.DateTimeField(null=True)
     # Frozen quantiles of stable's latency: {"p50": index, "p95": …, "p99": …, "n", "frozen_at_ms"}.
     latency_reference = models.JSONField(default=dict)
-    # How stable's errors vary over time before it: see apps.rollouts.baseline_dispersion. Empty
-    # until read.
+    # The dispersion of the errors of stable before the rollout: see
+    # apps.rollouts.baseline_dispersion. Empty until read.
     stable_spread = models.JSONField(default=dict, db_default={})
-    # The revision at which people were last told that it is held up.
+    # The revision at which the last notification of a stall was sent.
     held_told_revision = models.PositiveIntegerField(null=True)
-    # Why it stands where it stands, with numbers; on the page and in the API.
+    # The reason of the current state, with numbers; shown on the page and in the API.
     reason = models.TextField(blank=True)
     started_by = models.CharField(max_length=150)
     started_at = models.DateTimeField()
@@ -211,7 +211,7 @@ class RolloutEvent(Transition):
 
 
 class Evaluation(models.Model):
-    """One check answered once: the inputs, the verdict, the numbers. The decision log."""
+    """One result of one check: inputs, verdict and evidence. The decision log."""
 
     rollout = models.ForeignKey(Rollout, on_delete=models.CASCADE, related_name="evaluations")
     step_index = models.SmallIntegerField()
@@ -219,9 +219,9 @@ class Evaluation(models.Model):
     verdict = models.CharField(max_length=30, choices=[(v.value, v.value) for v in Verdict])
     reason = models.TextField()
     evidence = models.JSONField(default=dict)
-    # All that the answer was made from, besides the frozen intervals: see apps.rollouts.replay.
+    # All inputs of the result besides the frozen intervals.
     inputs = models.JSONField(default=dict)
-    # What the verdict led to, with the rule that says so.
+    # The rule that was applied to the verdict.
     rule = models.CharField(max_length=200, blank=True)
     at = models.DateTimeField()
 
@@ -231,14 +231,15 @@ class Evaluation(models.Model):
 
 
 class ObservedInterval(models.Model):
-    """What one check interval of one step saw, frozen when it closed: what judges, judges this.
+    """The counts of one check interval of one step, frozen when it closed.
 
-    Windows that come later change no past evidence. `canary` and `control` hold `n`, `errors`,
-    `requests` and the sparse histogram `latency`: see apps.rollouts.evidence.Arm.
+    Checks read only these rows, so that late windows change no past evidence. `canary` and
+    `control` hold `n`, `errors`, `requests` and the sparse histogram `latency`: see
+    apps.rollouts.evidence.Arm.
     """
 
     rollout = models.ForeignKey(Rollout, on_delete=models.CASCADE, related_name="intervals")
-    # In the order of freezing, from 0: an evaluation names how many it was made from.
+    # In the order of freezing, from 0: an evaluation stores the number of intervals that it used.
     ordinal = models.PositiveIntegerField()
     step_index = models.SmallIntegerField()
     started_at = models.DateTimeField()
@@ -256,7 +257,7 @@ class ObservedInterval(models.Model):
 
 
 class Quarantine(models.Model):
-    """A version that was rolled back: making it stable again needs an explicit override."""
+    """A version that was rolled back: a new rollout of it needs an explicit override."""
 
     version = models.OneToOneField(
         ModelVersion, on_delete=models.CASCADE, primary_key=True, related_name="quarantine"
@@ -270,16 +271,16 @@ class Quarantine(models.Model):
 
 
 class FreezeWindow(models.Model):
-    """A time in which no rollout starts and none gets further; rolling back is always possible."""
+    """A time in which no rollout starts or advances; a rollback is always possible."""
 
-    # None: for all models.
+    # None: all models.
     model = models.ForeignKey(
         RegisteredModel, null=True, blank=True, on_delete=models.CASCADE, related_name="freezes"
     )
     reason = models.CharField(max_length=500)
     starts_at = models.DateTimeField()
     ends_at = models.DateTimeField()
-    # Again at the same time each week, by the clocks of the time zone, an IANA name.
+    # It recurs each week at the same local time of the time zone, an IANA name.
     is_weekly = models.BooleanField(default=False)
     time_zone = models.CharField(max_length=64, default="UTC", db_default="UTC")
     created_by = models.CharField(max_length=150)
@@ -296,10 +297,10 @@ class FreezeWindow(models.Model):
 
 
 class RolloutPolicy(models.Model):
-    """What holds for all rollouts: one row, which the primary key keeps single."""
+    """The policy of all rollouts: a single row, enforced by the primary key."""
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1, editable=False)
-    # So many may be under way at once, the others wait in their order; None: any number.
+    # The maximum number of concurrent rollouts; None: no limit.
     concurrent_max = models.PositiveIntegerField(
         null=True, blank=True, validators=[MinValueValidator(1)]
     )
@@ -313,18 +314,18 @@ class RolloutPolicy(models.Model):
 
 
 class Instance(models.Model):
-    """A data-plane instance and what it last reported. Live is a question of `reported_at`."""
+    """The last report of a data-plane instance. `reported_at` tells whether it is live."""
 
     name = models.CharField(max_length=200, primary_key=True)
     boot = models.CharField(max_length=64)
     applied_generation = models.BigIntegerField(default=0)
-    # It serves a table that this database never published: see apps.rollouts.epochs.
+    # It serves a table that this database did not publish: see apps.rollouts.epochs.
     serves_unknown = models.BooleanField(default=False, db_default=False)
     refused_generation = models.BigIntegerField(null=True)
     refusal = models.TextField(blank=True)
     dropped = models.JSONField(default=dict)
     is_stopping = models.BooleanField(default=False)
-    # Models that its operator pinned to stable there, `*` for all: their splits have no effect.
+    # Models that its operator pinned to stable, `*` for all: their splits have no effect there.
     pinned = models.JSONField(default=list, db_default=[])
     reported_at = models.DateTimeField()
 
@@ -333,9 +334,9 @@ class Instance(models.Model):
 
 
 class BreakerTripRecord(models.Model):
-    """A version's breaker opened on an instance; `count` is since that instance's boot.
+    """The breaker of a version opened on an instance; `count` is since the boot of the instance.
 
-    The instants are those of the database's clock.
+    Times are of the database clock.
     """
 
     instance = models.CharField(max_length=200)
@@ -345,7 +346,7 @@ class BreakerTripRecord(models.Model):
     generation = models.BigIntegerField()
     count = models.PositiveIntegerField()
     reason = models.TextField(blank=True)
-    # When it was first heard of.
+    # When the first report of it arrived.
     first_at = models.DateTimeField()
     last_at = models.DateTimeField()
 
@@ -359,7 +360,7 @@ class BreakerTripRecord(models.Model):
 
 
 class TelemetryRow(models.Model):
-    """A telemetry window as it arrived; the contract's TelemetryWindow tells what is counted."""
+    """A stored telemetry window; contract.messages.TelemetryWindow defines the counts."""
 
     instance = models.CharField(max_length=200)
     model_name = models.CharField(max_length=100)
@@ -381,9 +382,9 @@ class TelemetryRow(models.Model):
     assigned = models.PositiveIntegerField(default=0, db_default=0)
     unanswered = models.PositiveIntegerField(default=0, db_default=0)
     assigned_requests = models.PositiveIntegerField(default=0, db_default=0)
-    # By the contract's names of ends; those that did not happen are left out.
+    # Counts by the names of request ends in the contract; zero counts are left out.
     ends = models.JSONField(default=dict, db_default={})
-    # By the cluster's number: [units, assigned, unanswered, n, errors, latency].
+    # By cluster number: [units, assigned, unanswered, n, errors, latency].
     clusters = models.JSONField(default=dict, db_default={})
     latency = models.JSONField(default=dict)
 
@@ -396,7 +397,7 @@ class TelemetryRow(models.Model):
 
 
 class ShadowRow(models.Model):
-    """A shadow window as it arrived; the contract's ShadowWindow tells what is counted."""
+    """A stored shadow window; contract.messages.ShadowWindow defines the counts."""
 
     instance = models.CharField(max_length=200)
     model_name = models.CharField(max_length=100)
@@ -426,14 +427,14 @@ class ShadowRow(models.Model):
 
 
 class TrafficAlarm(models.Model):
-    """What an instance did with traffic that its table does not say, or that nobody can see."""
+    """Traffic on an instance that contradicts its routing table or is not accounted for."""
 
     class Kind(models.TextChoices):
         # A version whose share is 0 got requests.
         LEAK = "leak"
-        # A split has another effect than it says.
+        # The observed split differs from the configured one.
         DIVERGENCE = "divergence"
-        # Requests that were assigned have not ended, or more ended than were assigned.
+        # Assigned requests have not ended, or more requests ended than were assigned.
         ENDS = "ends"
 
     kind = models.CharField(max_length=20, choices=Kind.choices)
@@ -457,7 +458,7 @@ class TrafficAlarm(models.Model):
 
 
 class IngestedBatch(models.Model):
-    """A batch that was applied: its unique key makes a second delivery a no-op."""
+    """An ingested batch: its unique key makes a second delivery a no-op."""
 
     stream = models.CharField(max_length=50)
     instance = models.CharField(max_length=200)

@@ -1,7 +1,7 @@
-"""The moves of a rollout: each one transition, its row, and the table that it makes, together.
+"""Transitions of rollouts: each changes the row, appends an event and publishes the table.
 
-Every function here runs inside the caller's transaction. The external effect (waking data planes)
-happens on commit, in `publication`; nothing here waits for anything.
+Every function runs inside the caller's transaction and never blocks. The external effect (waking
+data planes) happens on commit, in `publication`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from apps.rollouts.publication import publish_table
 from apps.rollouts.states import LIVE_PHASES, PHASE_TRANSITIONS, Phase
 from contract.routing import CanarySplit, Shadow
 
-# After an instant rollback or a first version, which follow no plan that says otherwise.
+# For an instant rollback or a first version, which have no plan.
 ROLLBACK_WINDOW = timedelta(hours=24)
 
 
-def move(
+def set_phase(
     rollout: Rollout,
     phase: Phase,
     reason: str,
@@ -36,24 +36,24 @@ def move(
     evidence: dict[str, Any] | None = None,
     **changes: Any,
 ) -> None:
-    """Make one legal transition by compare-and-set and append its row.
+    """Make one legal transition by compare-and-set, append its event and notify.
 
     Raises:
-        Conflict: the transition is not legal, or somebody else was faster.
+        Conflict: the transition is not legal, or the row changed at the same time.
     """
     old = Phase(rollout.phase)
     PHASE_TRANSITIONS.check(f"rollout of {rollout.target}", old, phase)
     if phase in PHASE_TRANSITIONS.final:
         changes["ended_at"] = now
-    # Whatever passed before a move has to pass anew after it.
+    # A step that passed before a transition has to pass again after it.
     changes.setdefault("step_passed_at", None)
     compare_and_set(rollout, state_field="phase", phase=phase.value, reason=reason, **changes)
     append_event(rollout, reason, actor, now, from_state=old, evidence=evidence or {})
-    tell(rollout, f"rollout.{phase}", actor, now)
+    enqueue_event(rollout, f"rollout.{phase}", actor, now)
 
 
 def append_note(rollout: Rollout, note: str, reason: str, actor: Actor, now: datetime) -> None:
-    """Append to the log what was done without a move; `note` says it in the past tense."""
+    """Append an event without a transition; `note` describes it in the past tense."""
     evidence = {"note": note}
     append_event(rollout, reason, actor, now, from_state=Phase(rollout.phase), evidence=evidence)
 
@@ -67,7 +67,7 @@ def append_event(
     from_state: str,
     evidence: dict[str, Any],
 ) -> None:
-    """Append a row to the log, at the phase, step and share that the rollout has now."""
+    """Append an event with the current phase, step and share of the rollout."""
     RolloutEvent.objects.create(
         rollout=rollout,
         from_state=from_state,
@@ -82,8 +82,8 @@ def append_event(
     )
 
 
-def tell(rollout: Rollout, event: str, actor: Actor, now: datetime) -> None:
-    """Let who asked for it hear of `event`; it is told only if this transaction commits."""
+def enqueue_event(rollout: Rollout, event: str, actor: Actor, now: datetime) -> None:
+    """Notify the subscribers of `event`, if this transaction commits."""
     enqueue(
         event=event,
         model=rollout.model,
@@ -101,7 +101,7 @@ def tell(rollout: Rollout, event: str, actor: Actor, now: datetime) -> None:
 
 
 def enter_step(rollout: Rollout, index: int, reason: str, actor: Actor, now: datetime) -> None:
-    """Give the canary the shares of step `index`; its clock starts when all instances acked."""
+    """Set the split and shadow of step `index`; its clock starts when all instances acked."""
     plan = from_json(rollout.plan_document)
     weight_bp = plan.steps[index].weight_bp
     route_split(
@@ -109,7 +109,7 @@ def enter_step(rollout: Rollout, index: int, reason: str, actor: Actor, now: dat
         document=msgspec.to_builtins(_split_of(rollout, plan, index)),
         shadow=_shadow_of(rollout, plan, index),
     )
-    # Windows belong to a step by their generation, also where two steps send the same traffic.
+    # Windows belong to a step by their generation, even if two steps have the same split.
     generation = publish_table(
         reason=f"{rollout.target} at {weight_bp / 100:g} %",
         actor=actor,
@@ -117,7 +117,7 @@ def enter_step(rollout: Rollout, index: int, reason: str, actor: Actor, now: dat
         is_forced=True,
         model=str(rollout.model.name),
     )
-    move(
+    set_phase(
         rollout,
         Phase.BAKING,
         reason,
@@ -131,7 +131,7 @@ def enter_step(rollout: Rollout, index: int, reason: str, actor: Actor, now: dat
     )
 
 
-# A step's clock runs from when every live instance serves its table.
+# The clock of a step starts when every live instance serves its table.
 CLOCK_STOPPED: dict[str, None] = dict.fromkeys(
     ("step_started_at", "step_due_at", "step_limit_at", "next_check_at")
 )
@@ -153,7 +153,7 @@ def _shadow_of(rollout: Rollout, plan: PlanDocument, index: int) -> dict[str, An
     share_bp = plan.steps[index].shadow_bp
     if not share_bp:
         return {}
-    # A salt of its own: who is copied has nothing to do with who is in the canary.
+    # A salt of its own: the copied units are independent of the canary units.
     shadow: dict[str, Any] = msgspec.to_builtins(
         Shadow(
             id=str(rollout.pk),
@@ -169,8 +169,8 @@ def _shadow_of(rollout: Rollout, plan: PlanDocument, index: int) -> dict[str, An
 def switch_stable(
     rollout: Rollout, reason: str, actor: Actor, now: datetime, evidence: dict[str, Any] | None
 ) -> None:
-    """Make the target stable: one pointer, one table; the version before stays loaded."""
-    _point_stable(rollout.model, rollout.target, _way_back_after(rollout, now))
+    """Make the target stable with one table; the previous version stays loaded."""
+    _set_stable(rollout.model, rollout.target, _rollback_target_after(rollout, now))
     if rollout.kind == Rollout.Kind.ROLLBACK and rollout.baseline is not None:
         quarantine(rollout.baseline, rollout, reason, now)
     Quarantine.objects.filter(version=rollout.target).delete()
@@ -178,7 +178,7 @@ def switch_stable(
     generation = publish_table(
         reason=f"{rollout.target} is stable", actor=actor, now=now, model=str(rollout.model.name)
     )
-    move(
+    set_phase(
         rollout,
         Phase.PROMOTING,
         reason,
@@ -193,7 +193,7 @@ def switch_stable(
 def companions(rollout: Rollout) -> list[Rollout]:
     """Return the other live rollouts of the release, locked; none without a release.
 
-    Whoever calls this holds the rollout's own row already, or took all of them in this order.
+    The caller holds the row of the rollout already, or has locked all rows in this order.
     """
     if rollout.release_id is None:
         return []
@@ -209,21 +209,23 @@ def roll_back(
     now: datetime,
     evidence: dict[str, Any] | None = None,
 ) -> None:
-    """Take all traffic off the target in this transaction, from whatever live phase it is in.
+    """Take all traffic off the target in this transaction, in any live phase.
 
-    The other models of a release go back with it.
+    The other models of a release are rolled back with it.
     """
-    was_tried = max(_weights_of(rollout), default=0) > 0
-    # Checks may also condemn what got copies of the traffic only.
-    if (was_tried or evidence) and rollout.kind != Rollout.Kind.ROLLBACK:
+    had_traffic = max(_weights_of(rollout), default=0) > 0
+    # A failed check also quarantines a version that had shadow traffic only.
+    if (had_traffic or evidence) and rollout.kind != Rollout.Kind.ROLLBACK:
         quarantine(rollout.target, rollout, reason, now)
-    _take_back(rollout, reason, actor, now, evidence)
+    _remove_traffic(rollout, reason, actor, now, evidence)
     for other in companions(rollout):
         if other.phase != Phase.ROLLING_BACK:
-            _take_back(other, f"with {rollout.target} of the same release: {reason}", actor, now)
+            _remove_traffic(
+                other, f"with {rollout.target} of the same release: {reason}", actor, now
+            )
 
 
-def _take_back(
+def _remove_traffic(
     rollout: Rollout,
     reason: str,
     actor: Actor,
@@ -231,14 +233,14 @@ def _take_back(
     evidence: dict[str, Any] | None = None,
 ) -> None:
     if rollout.phase == Phase.PROMOTING:
-        _point_stable(rollout.model, rollout.baseline, _way_back_before(rollout))
-        # A rollback that is taken back itself condemns nothing.
+        _set_stable(rollout.model, rollout.baseline, _rollback_target_before(rollout))
+        # An aborted rollback quarantines nothing.
         Quarantine.objects.filter(version=rollout.baseline, rollout=rollout).delete()
     release_split(owner_id=rollout.pk)
     generation = publish_table(
         reason=f"{rollout.target} rolled back", actor=actor, now=now, model=str(rollout.model.name)
     )
-    move(
+    set_phase(
         rollout,
         Phase.ROLLING_BACK,
         reason,
@@ -251,7 +253,7 @@ def _take_back(
 
 
 def _weights_of(rollout: Rollout) -> list[int]:
-    """Return the shares that the rollout has had."""
+    """Return the shares of all steps so far, in basis points."""
     if not rollout.plan_document:
         return [WHOLE_BP] if rollout.phase == Phase.PROMOTING else []
     steps = from_json(rollout.plan_document).steps
@@ -259,24 +261,24 @@ def _weights_of(rollout: Rollout) -> list[int]:
 
 
 def quarantine(version: ModelVersion, rollout: Rollout, reason: str, now: datetime) -> None:
-    """Let nobody promote `version` again without saying that they mean to."""
-    told = {"rollout": rollout, "reason": reason, "at": now}
-    Quarantine.objects.update_or_create(version=version, defaults=told)
+    """Require an override for the next rollout of `version`."""
+    values = {"rollout": rollout, "reason": reason, "at": now}
+    Quarantine.objects.update_or_create(version=version, defaults=values)
 
 
-# The version to go back to, and until when it stays loaded for that.
-WayBack = tuple[ModelVersion | None, datetime | None]
+# The version that an instant rollback makes stable, and until when it stays loaded.
+RollbackTarget = tuple[ModelVersion | None, datetime | None]
 
 
-def _way_back_after(rollout: Rollout, promoted_at: datetime) -> WayBack:
-    """What was rolled back from is not a version to go back to."""
+def _rollback_target_after(rollout: Rollout, promoted_at: datetime) -> RollbackTarget:
+    """Return the baseline; nothing after a rollback, as its baseline is in quarantine."""
     if rollout.kind == Rollout.Kind.ROLLBACK or rollout.baseline is None:
         return None, None
     return rollout.baseline, promoted_at + _rollback_window(rollout)
 
 
-def _way_back_before(rollout: Rollout) -> WayBack:
-    """Return what the rollout that had made the baseline stable left to go back to."""
+def _rollback_target_before(rollout: Rollout) -> RollbackTarget:
+    """Return the rollback target that the rollout which promoted the baseline had set."""
     earlier = Rollout.objects.filter(
         model=rollout.model, target=rollout.baseline, phase=Phase.SUCCEEDED
     )
@@ -285,12 +287,14 @@ def _way_back_before(rollout: Rollout) -> WayBack:
     promotion = promotions.order_by("-id").first() if promotions is not None else None
     if last is None or promotion is None:
         return None, None
-    return _way_back_after(last, promotion.at)
+    return _rollback_target_after(last, promotion.at)
 
 
-def _point_stable(model: RegisteredModel, stable: ModelVersion | None, way_back: WayBack) -> None:
+def _set_stable(
+    model: RegisteredModel, stable: ModelVersion | None, rollback_target: RollbackTarget
+) -> None:
     model.stable = stable
-    model.previous_stable, model.rollback_until = way_back
+    model.previous_stable, model.rollback_until = rollback_target
     model.save(update_fields=["stable", "previous_stable", "rollback_until"])
     if stable is None:
         Alias.objects.filter(model=model, name=CHAMPION).delete()

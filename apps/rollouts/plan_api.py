@@ -1,4 +1,4 @@
-"""REST API of plans."""
+"""REST endpoints of plans and plan templates."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ RATE_MAX = 1e9
 
 
 def find_plan(name: str) -> Plan:
-    """Return the plan of that name. Raises NotFound."""
+    """Return the plan with that name. Raises NotFound."""
     plan = Plan.objects.filter(name=name).first()
     if plan is None:
         raise NotFound(f"There is no plan {name!r}.")
     return plan
 
 
-def read_document(asked: dict[str, Any]) -> PlanDocument:
-    """Return the plan that was sent. Raises Invalid, naming the step and check that is none."""
+def read_document(data: dict[str, Any]) -> PlanDocument:
+    """Return the plan of a request body. Raises Invalid, which names the step and the check."""
     try:
-        return msgspec.convert(asked, PlanDocument)
+        return msgspec.convert(data, PlanDocument)
     except msgspec.ValidationError as error:
-        raise Invalid(f"The plan cannot be read: {error}.") from error
+        raise Invalid(f"The plan is not valid: {error}.") from error
 
 
 def _read_rate(text: str) -> float:
@@ -58,7 +58,10 @@ def _read_rate(text: str) -> float:
     except ValueError:
         rate = -1.0
     if not 0.0 <= rate < RATE_MAX:
-        raise Invalid(f"per_second: {text!r} is no rate of requests.")
+        raise Invalid(
+            f"per_second: {text!r} is not a valid request rate; expected at least 0 and below "
+            f"{RATE_MAX:g}."
+        )
     return rate
 
 
@@ -79,19 +82,19 @@ class PlanViewSet(GenericViewSet[Plan]):
 
     @extend_schema(responses={201: PlanSerializer})
     def create(self, request: Request) -> Response:
-        """Save a plan; one of the same name is refused."""
+        """Create a plan. The name must not be in use."""
         require_role(request.user, None, Role.ADMIN)
         plan = self._save(request, None)
         return Response(plan_to_json(plan), status=status.HTTP_201_CREATED)
 
     def update(self, request: Request, name: str) -> Response:
-        """Change a plan. Rollouts that follow it go on with the one they started with."""
+        """Change a plan. Running rollouts keep the plan that they started with."""
         require_role(request.user, None, Role.ADMIN)
         return Response(plan_to_json(self._save(request, self.get_object())))
 
     @extend_schema(responses={204: None})
     def destroy(self, request: Request, name: str) -> Response:
-        """Delete a plan other than the default one. Rollouts that follow it go on with theirs."""
+        """Delete a plan other than the default plan. Running rollouts keep their plan."""
         require_role(request.user, None, Role.ADMIN)
         delete_plan(plan=self.get_object(), actor=actor_of(request))
         return Response(status=status.HTTP_204_NO_CONTENT)
@@ -99,7 +102,7 @@ class PlanViewSet(GenericViewSet[Plan]):
     @extend_schema(responses=PlanRisksSerializer)
     @action(detail=True)
     def risks(self, request: Request, name: str) -> Response:
-        """How often the plan rolls a healthy version back, or lets one at its limit pass."""
+        """Return how often the plan rolls back a healthy version or passes one at its limit."""
         risks = risks_of_plan(document_of(self.get_object()))
         return Response(
             {"false_rollback": risks.false_rollback, "checks": [asdict(c) for c in risks.checks]}
@@ -107,17 +110,17 @@ class PlanViewSet(GenericViewSet[Plan]):
 
     @extend_schema(
         parameters=[
-            OpenApiParameter("model", str, description="At this model's traffic of late"),
-            OpenApiParameter("per_second", float, description="At this rate of requests instead"),
+            OpenApiParameter("model", str, description="Use the recent traffic of this model"),
+            OpenApiParameter("per_second", float, description="Use this request rate instead"),
         ],
         responses=PlanTimeSerializer(many=True),
     )
     @action(detail=True)
     def times(self, request: Request, name: str) -> Response:
-        """How long each step takes for a version that is as good as stable; nothing is started.
+        """Estimate how long each step takes for a version as good as stable. Starts nothing.
 
-        At the model's traffic of the last day and week, at one rate, or without either at usual
-        ones. A model without traffic has no times.
+        Uses the traffic of the model in the last day and week, one request rate, or without
+        either a list of common rates. Empty for a model without traffic.
         """
         plan = document_of(self.get_object())
         model, rate = (request.query_params.get(key, "") for key in ("model", "per_second"))
@@ -131,13 +134,13 @@ class PlanViewSet(GenericViewSet[Plan]):
 
     @staticmethod
     def _save(request: Request, plan: Plan | None) -> Plan:
-        given = PlanSerializer(data=request.data)
-        given.is_valid(raise_exception=True)
-        asked = dict(given.validated_data)
-        description = asked.pop("description")
-        is_default = asked.pop("is_default", bool(plan and plan.is_default))
+        serializer = PlanSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        data = dict(serializer.validated_data)
+        description = data.pop("description")
+        is_default = data.pop("is_default", bool(plan and plan.is_default))
         return save_plan(
-            document=read_document(asked),
+            document=read_document(data),
             description=description,
             is_default=is_default,
             plan=plan,
@@ -146,9 +149,9 @@ class PlanViewSet(GenericViewSet[Plan]):
 
 
 class PlanTemplateViewSet(ViewSet):
-    """Ready plans, one for each strategy."""
+    """Plan templates, one for each strategy."""
 
     @extend_schema(responses=PlanSerializer(many=True))
     def list(self, request: Request) -> Response:
-        """All templates, each in the form that can be changed and sent to `plans/`."""
+        """List all templates. Each can be edited and sent to `plans/`."""
         return Response([template_to_json(template) for template in TEMPLATES])

@@ -1,6 +1,6 @@
-"""A plan as people fill it in: percent, minutes and hours instead of basis points and seconds.
+"""Plan form in percent, minutes and hours instead of basis points and seconds.
 
-Whatever a plan may say passes through the form and back without loss.
+Every plan passes through the form and back without loss.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ PERCENT_BP = 100
 MINUTE_S = 60
 HOUR_S = 3_600
 LONGEST_BAKE_MIN = 30 * 24 * 60
-# What a column of the database holds.
+# The maximum of a PostgreSQL integer column.
 COUNT_MAX = 2**31 - 1
-# Kinds of checks that need no setting are chosen by a mark; any other is written as a document.
+# Kinds of checks without required settings have a checkbox; others are JSON documents.
 PLAIN_CHECKS = tuple(
     name
     for name, kind in KINDS.items()
     if not any(setting.is_required for setting in kind.settings.values()) and not kind.problem({})
 )
 EVIDENCE_MODES = (
-    ("any_regression", "any regression: proof of any harm, and an estimate beyond the tolerance"),
-    ("beyond_margin", "beyond the margin: proof of harm greater than the tolerance"),
+    ("any_regression", "Any regression: proof of any harm, and an estimate beyond the tolerance"),
+    ("beyond_margin", "Beyond the margin: proof of harm greater than the tolerance"),
 )
 CONTROLS = (
-    (Control.ALL, "all of stable's traffic"),
-    (Control.EQUAL, "a slice of stable as large as the canary"),
+    (Control.ALL, "All traffic of stable"),
+    (Control.EQUAL, "A slice of stable as large as the canary"),
 )
 GATES = ((Gate.AUTOMATIC, "none"), (Gate.PERSON, "a person"))
 
 
 class PlanForm(forms.Form):
-    """A plan without its steps."""
+    """The settings of a plan, without its steps."""
 
     name = forms.CharField(
         max_length=100, validators=[valid_name], help_text=f"{NAME_RULE.capitalize()}."
@@ -56,38 +56,37 @@ class PlanForm(forms.Form):
     description = forms.CharField(
         required=False, max_length=1_000, widget=forms.Textarea(attrs={"rows": 2})
     )
-    is_default = forms.BooleanField(required=False, label="The default plan")
+    is_default = forms.BooleanField(required=False, label="Default plan")
     time_scale = forms.DecimalField(
         label="Time scale",
         min_value=Decimal("0.001"),
         max_value=Decimal(10),
         decimal_places=3,
         initial=1,
-        help_text="Multiplies every bake time: 0.01 makes 30 minutes 18 seconds.",
+        help_text="Factor for all bake times: with 0.01, 30 minutes become 18 seconds.",
     )
     interval_s = forms.IntegerField(
         label="Check interval, s",
         min_value=1,
         max_value=3_600,
         initial=10,
-        help_text="Checks run at the end of each interval; evidence is kept per interval.",
+        help_text="Checks run at the end of each interval. Evidence is stored per interval.",
     )
     extend_max = forms.IntegerField(
-        label="Bake times until it pauses",
+        label="Maximum bake times per step",
         min_value=1,
         max_value=1_000,
         initial=3,
-        help_text="A step that cannot be decided goes on for so many bake times, "
-        "then waits for a person.",
+        help_text="An undecided step pauses for a person after this number of bake times.",
     )
     wait_max = forms.DecimalField(
-        label="Waits for data, h",
+        label="Maximum wait for data, h",
         min_value=Decimal(0),
         max_value=Decimal(365 * 24),
         decimal_places=4,
         initial=168,
-        help_text="A step that lacks data goes on for so long, if that is longer, "
-        "then waits for a person. Little traffic needs long.",
+        help_text="A step without enough data pauses for a person after this time, if it is longer "
+        "than the maximum bake times. Models with little traffic need more.",
     )
     margin = forms.DecimalField(
         label="Tolerated error rate above stable, %",
@@ -97,19 +96,19 @@ class PlanForm(forms.Form):
         initial=1,
     )
     alpha = forms.DecimalField(
-        label="False rollbacks of a healthy version, % at most",
+        label="Maximum false rollbacks of a healthy version, %",
         min_value=Decimal("0.0001"),
         max_value=Decimal(50),
         decimal_places=4,
         initial=1,
-        help_text="For the whole rollout, however often one looks.",
+        help_text="For the whole rollout, however often the checks run.",
     )
     reference_requests_min = forms.IntegerField(
         label="Requests for the latency reference",
         min_value=1,
         max_value=COUNT_MAX,
         initial=5_000,
-        help_text="Stable's usual p50, p95 and p99 are frozen from at least so many answers.",
+        help_text="The minimum number of responses for the reference p50, p95 and p99 of stable.",
     )
     latency_slack = forms.DecimalField(
         label="Latency tolerance, ms",
@@ -117,16 +116,16 @@ class PlanForm(forms.Form):
         max_value=Decimal(60_000),
         decimal_places=3,
         initial=1,
-        help_text="Added to stable's usual quantiles before the latency check compares.",
+        help_text="Added to the reference quantiles of stable before the comparison.",
     )
     evidence_mode = forms.ChoiceField(
-        label="What rolls back", choices=EVIDENCE_MODES, initial="any_regression"
+        label="Roll back on", choices=EVIDENCE_MODES, initial="any_regression"
     )
     control = forms.ChoiceField(
         label="Compared with",
         choices=CONTROLS,
         initial=Control.ALL,
-        help_text="An equal slice shares the canary's cold caches, and takes longer to decide.",
+        help_text="An equal slice has cold caches like the canary, but decides later.",
     )
     final_bake = forms.DecimalField(
         label="Final bake, min",
@@ -134,25 +133,25 @@ class PlanForm(forms.Form):
         max_value=Decimal(LONGEST_BAKE_MIN),
         decimal_places=4,
         initial=0,
-        help_text="After the last step its checks go on for so long before the version is stable. "
-        "0: not at all.",
+        help_text="How long the checks run after the last step before the version becomes "
+        "stable. 0: no final bake.",
     )
     holdback = forms.DecimalField(
-        label="Held back, %",
+        label="Holdback, %",
         min_value=Decimal(0),
         max_value=Decimal(5),
         decimal_places=2,
         initial=0,
-        help_text="1 to 5 % stay on the version before until the final bake is over, so that "
-        "there is still something to compare with. 0: nobody.",
+        help_text="1 to 5 % of the units stay on the previous version until the final bake is "
+        "over, as a control. 0: no holdback.",
     )
     rollback_window = forms.DecimalField(
-        label="Instant rollback for, h",
+        label="Rollback window, h",
         min_value=Decimal(0),
         max_value=Decimal(365 * 24),
         decimal_places=4,
         initial=24,
-        help_text="How long the version before stays loaded once another one is stable.",
+        help_text="How long the previous version stays loaded for an instant rollback.",
     )
 
     ADVANCED = (
@@ -167,14 +166,14 @@ class PlanForm(forms.Form):
     )
 
     def advanced(self) -> list[forms.BoundField]:
-        """Return what few people need to look at."""
+        """Return the fields of the section Advanced."""
         return [self[name] for name in self.ADVANCED]
 
     def is_advanced_wrong(self) -> bool:
         return any(name in self.errors for name in self.ADVANCED)
 
     def document(self, steps: StepFormSet) -> PlanDocument:
-        """Return the plan that both forms describe; they must be valid."""
+        """Return the plan of both forms, which must be valid."""
         data = self.cleaned_data
         return PlanDocument(
             name=data["name"],
@@ -220,13 +219,13 @@ class PlanForm(forms.Form):
 
 
 class StepForm(forms.Form):
-    """One step; a row in which nothing is typed is left out."""
+    """One step; an empty row is ignored."""
 
     weight = forms.DecimalField(
         label="Share, %", min_value=Decimal(0), decimal_places=2, required=False
     )
     shadow = forms.DecimalField(
-        label="Copies, %",
+        label="Shadow, %",
         min_value=Decimal(0),
         max_value=Decimal(100),
         decimal_places=2,
@@ -240,13 +239,13 @@ class StepForm(forms.Form):
         required=False,
     )
     requests_min = forms.IntegerField(
-        label="Requests at least", min_value=0, max_value=COUNT_MAX, required=False
+        label="Minimum requests", min_value=0, max_value=COUNT_MAX, required=False
     )
     gate = forms.ChoiceField(
         label="Gate", choices=GATES, initial=Gate.AUTOMATIC.value, required=False
     )
     gate_role = forms.ChoiceField(
-        label="with the role", choices=Role.choices, initial=Role.OPERATOR.value, required=False
+        label="Role", choices=Role.choices, initial=Role.OPERATOR.value, required=False
     )
     checks = forms.MultipleChoiceField(
         choices=[(name, name) for name in PLAIN_CHECKS],
@@ -255,10 +254,10 @@ class StepForm(forms.Form):
         required=False,
     )
     documents = forms.CharField(
-        label="Checks with settings, one JSON document a line",
+        label="Checks with settings, one JSON document per line",
         required=False,
         max_length=20_000,
-        # Or the lines would be counted from the first one that is not empty.
+        # Errors name line numbers, which count leading empty lines.
         strip=False,
         widget=forms.Textarea(attrs={"rows": 3, "spellcheck": "false", "wrap": "off"}),
     )
@@ -269,14 +268,14 @@ class StepForm(forms.Form):
     def clean(self) -> dict[str, Any]:
         data = super().clean() or self.cleaned_data
         if data.get("weight") is not None and data.get("bake") is None and "bake" in data:
-            self.add_error("bake", "Say how long this step bakes.")
+            self.add_error("bake", "Enter the bake time of this step.")
         if data.get("weight") is None and "weight" in data and not self.is_empty():
-            self.add_error("weight", "Say which share this step gets.")
+            self.add_error("weight", "Enter the share of this step.")
         return data
 
     def is_empty(self) -> bool:
-        values = {name: str(_or_nothing(self[name].value())).strip() for name in self.fields}
-        # Nought copies and requests are what a row says in which nobody typed either.
+        values = {name: str(_or_empty(self[name].value())).strip() for name in self.fields}
+        # A shadow share and minimum requests of 0 are the values of an unused row.
         typed = {name: values[name] for name in ("weight", "bake", "documents")}
         return not any(typed.values()) and not {values["shadow"], values["requests_min"]} - {
             "",
@@ -299,7 +298,7 @@ class StepForm(forms.Form):
 
     @classmethod
     def initial_of(cls, step: StepDocument) -> dict[str, Any]:
-        marked, written = split_checks(step.checks)
+        ticked, documents = split_checks(step.checks)
         return {
             "weight": _plain(step.weight_bp, PERCENT_BP),
             "shadow": _plain(step.shadow_bp, PERCENT_BP),
@@ -307,35 +306,35 @@ class StepForm(forms.Form):
             "requests_min": step.requests_min,
             "gate": step.gate,
             "gate_role": step.gate_role,
-            "checks": marked,
-            "documents": to_lines(written),
+            "checks": ticked,
+            "documents": to_lines(documents),
         }
 
 
 def split_checks(
     checks: Sequence[str | CheckDocument],
 ) -> tuple[list[str], list[str | CheckDocument]]:
-    """Return the checks to mark, as far as they stand in the order of the marks, and the rest."""
+    """Return the leading checks in the order of the checkboxes, and the other checks."""
     places = {name: place for place, name in enumerate(PLAIN_CHECKS)}
-    marked: list[str] = []
+    ticked: list[str] = []
     for check in checks:
-        last = places[marked[-1]] if marked else -1
+        last = places[ticked[-1]] if ticked else -1
         if not isinstance(check, str) or places.get(check, -1) <= last:
             break
-        marked.append(check)
-    return marked, list(checks[len(marked) :])
+        ticked.append(check)
+    return ticked, list(checks[len(ticked) :])
 
 
 class StepFormSet(StepForms):
     """The steps in the order of the rows."""
 
     def shown(self) -> list[StepForm]:
-        """Return the rows without those that a person emptied."""
+        """Return the rows without those that a person cleared."""
         return [form for form in self.forms if not self.is_bound or not form.is_empty()]
 
     def documents(self) -> list[StepDocument]:
-        found = [form.document() for form in self.forms]
-        return [document for document in found if document is not None]
+        documents = [form.document() for form in self.forms]
+        return [document for document in documents if document is not None]
 
 
 make_step_forms: Callable[..., StepFormSet] = forms.formset_factory(  # type: ignore[assignment]
@@ -343,11 +342,11 @@ make_step_forms: Callable[..., StepFormSet] = forms.formset_factory(  # type: ig
 )
 
 
-def _or_nothing(value: object) -> object:
+def _or_empty(value: object) -> object:
     return "" if value is None else value
 
 
 def _plain(value: int, divisor: int) -> Decimal:
-    """Return value/divisor without an exponent or needless digits, as a form shows it."""
+    """Return value/divisor without an exponent or trailing zeros, as a form shows it."""
     number = (Decimal(value) / divisor).quantize(Decimal("0.0001")).normalize()
     return number.quantize(Decimal(1)) if number == number.to_integral() else number

@@ -1,4 +1,4 @@
-"""Saves plans. A running rollout keeps the plan that it started with: nothing here touches it."""
+"""Saves and deletes plans. A running rollout keeps the plan that it started with."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def save_plan(
     plan: Plan | None = None,
     actor: Actor,
 ) -> Plan:
-    """Make a plan of `document`, or make `plan` say what it says.
+    """Create a plan from `document`, or change `plan` to it.
 
     Raises:
-        Invalid: the steps do not rise to at most 100 %, a check is unknown, the name is bad, or it
-            would leave no plan the default one.
-        Conflict: another plan has that name, or somebody else was faster.
+        Invalid: the steps do not rise to at most 100 %, a check is unknown, the name is not valid,
+            or no plan would be the default plan.
+        Conflict: another plan has that name, or the plan changed at the same time.
     """
     check_plan(document)
     row = _locked(plan) if plan else Plan()
     before = to_json(document_of(row)) if plan else {}
     if row.is_default and not is_default:
-        raise Invalid(f"{row.name} is the default plan: make another one the default instead.")
+        raise Invalid(f"{row.name} is the default plan; make another plan the default instead.")
     for name in plan_settings():
         setattr(row, name, getattr(document, name))
     row.description = description
@@ -51,7 +51,7 @@ def save_plan(
         with transaction.atomic():
             row.save()
     except IntegrityError:
-        raise Conflict("Somebody else saved a plan at the same time: look at it.") from None
+        raise Conflict("Another person saved a plan at the same time. Reload the list.") from None
     _write_steps(row, document)
     record_audit(
         actor=actor,
@@ -65,14 +65,14 @@ def save_plan(
 
 @transaction.atomic
 def delete_plan(*, plan: Plan, actor: Actor) -> None:
-    """Delete a plan; rollouts that follow it go on with the one that they started with.
+    """Delete a plan; running rollouts keep the plan that they started with.
 
     Raises:
-        Conflict: it is the default plan, or somebody else deleted it.
+        Conflict: it is the default plan, or another person deleted it.
     """
     row = _locked(plan)
     if row.is_default:
-        raise Conflict(f"{row.name} is the default plan: make another one the default first.")
+        raise Conflict(f"{row.name} is the default plan; make another plan the default first.")
     before = to_json(document_of(row))
     row.delete()
     record_audit(actor=actor, action="plan.deleted", target=row.name, before=before)
@@ -81,7 +81,7 @@ def delete_plan(*, plan: Plan, actor: Actor) -> None:
 def _locked(plan: Plan) -> Plan:
     row = Plan.objects.select_for_update().filter(pk=plan.pk).first()
     if row is None:
-        raise Conflict(f"The plan {plan.name} is gone: somebody else was faster.")
+        raise Conflict(f"The plan {plan.name} does not exist any more: another person deleted it.")
     return row
 
 
@@ -91,7 +91,7 @@ def _check_name(plan: Plan) -> None:
     except ValidationError as error:
         raise Invalid(" ".join(error.messages)) from None
     if Plan.objects.exclude(pk=plan.pk).filter(name=plan.name).exists():
-        raise Conflict(f"A plan named {plan.name} exists already.")
+        raise Conflict(f"A plan named {plan.name} already exists.")
 
 
 def _write_steps(plan: Plan, document: PlanDocument) -> None:

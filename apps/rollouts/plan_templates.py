@@ -1,4 +1,4 @@
-"""Ready plans that anyone can copy and edit: one for each strategy, and a mixture."""
+"""Plan templates that can be copied and edited, one for each strategy and a combination."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _steps(*weights_bp: int, bake_s: int, requests_min: int = 0) -> tuple[StepDo
     )
 
 
-# The smoke check is asked where the target gets no traffic but by its explicit version.
+# The smoke check runs while the target gets only requests by its version number.
 _SMOKE = StepDocument(weight_bp=0, bake_s=MINUTE_S, checks=(SMOKE,))
 _SWITCH = StepDocument(weight_bp=WHOLE_BP, bake_s=0, checks=())
 _COPY = StepDocument(weight_bp=0, shadow_bp=1_000, bake_s=30 * MINUTE_S, checks=(SHADOW_AGREEMENT,))
@@ -58,7 +58,7 @@ _LITTLE = StepDocument(
     checks=(ERROR_RATE, UNANSWERED, _RECORDED, SAMPLE_RATIO),
     gate="person",
 )
-# The bake after the last step is the one at 95 %: who is held back is compared with to the end.
+# The final bake is the one at 95 %: the holdback stays the control to the end.
 _HELD_BACK: dict[str, Any] = {
     "holdback_bp": DEFAULT_HOLDBACK_BP,
     "final_bake_s": DEFAULT_BAKE_S,
@@ -71,8 +71,8 @@ TEMPLATES = (
             steps=_steps(*DEFAULT_WEIGHTS_BP, bake_s=DEFAULT_BAKE_S),
             **_HELD_BACK,
         ),
-        "5 → 10 → 25 → 50 → 95 %, 30 minutes each; the other 5 % are held back on the version "
-        "before until the end, so that there is always something to compare with",
+        "5 → 10 → 25 → 50 → 95 %, 30 minutes each. 5 % of the units stay on the previous version "
+        "to the end, as a control.",
     ),
     PlanTemplate(
         PlanDocument(
@@ -83,17 +83,17 @@ TEMPLATES = (
             holdback_bp=100,
             final_bake_s=24 * HOUR_S,
         ),
-        "1 → 5 → 10 → 25 → 50 → 99 %, an hour and 1,000 requests each, compared with a slice of "
-        "stable of the same size; then a day with 1 % held back on the version before",
+        "1 → 5 → 10 → 25 → 50 → 99 %, 1 hour and 1,000 requests each, compared with a slice of "
+        "stable of the same size. Then 1 day with a holdback of 1 % on the previous version.",
     ),
     PlanTemplate(
         PlanDocument(name="blue-green", steps=(_SMOKE, _SWITCH)),
-        "Load the version and ask it by its number while it has no traffic, then switch at once; "
-        "the version before stays loaded for a day",
+        "Load the version, test it by its version number without other traffic, then switch at "
+        "once. The previous version stays loaded for 1 day.",
     ),
     PlanTemplate(
         PlanDocument(name="shadow", steps=(_SHADOW, _SWITCH)),
-        "Copy 10 % of the requests and compare the answers; a person lets it go on to 100 %",
+        "Copy 10 % of the requests and compare the responses. A person approves 100 %.",
     ),
     PlanTemplate(
         PlanDocument(
@@ -105,8 +105,8 @@ TEMPLATES = (
             ),
             **_HELD_BACK,
         ),
-        "Compare copies, then 5 → 25 → 50 %, hold there until a person lets it go on to 95 %, with "
-        "5 % held back on the version before",
+        "Compare shadow responses, then 5 → 25 → 50 %. A person approves 95 %, with a holdback of "
+        "5 % on the previous version.",
     ),
     PlanTemplate(
         PlanDocument(
@@ -117,7 +117,7 @@ TEMPLATES = (
             holdback_bp=DEFAULT_HOLDBACK_BP,
             final_bake_s=24 * HOUR_S,
         ),
-        "For a few requests an hour: 50 % until 5 points more errors are ruled out, up to 30 days; "
-        "latency is recorded only, and a person who has looked at it lets it go on to 95 %",
+        "For a few requests per hour: 50 % until 5 percentage points more errors are ruled out, up "
+        "to 30 days. Latency is only recorded; a person reviews it and approves 95 %.",
     ),
 )

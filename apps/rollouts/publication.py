@@ -1,7 +1,8 @@
-"""Publishes routing tables, and keeps what instances report of them.
+"""Publishes routing tables and stores the reports of instances.
 
-A table is compiled and stored in the transaction that changed what serves, under a lock, so that
-generations are in the order of the changes. The message on Redis is a nudge; data planes also poll.
+A table is compiled and stored in the transaction that changed the serving state, under a lock, so
+that generations are in the order of the changes. The message on Redis only wakes data planes,
+which also poll.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from django.db import connection, transaction
 
 from apps.lib.actors import Actor
-from apps.rollouts.epochs import hold_epoch, lost_generations, was_published
+from apps.rollouts.epochs import lock_epoch_shared, lost_generations, was_published
 from apps.rollouts.models import BreakerTripRecord, Instance, PublishedTable
 from apps.rollouts.routing import compile_table
 from apps.rollouts.serving_history import record_changes
@@ -30,9 +31,9 @@ from contract.routing import check, encode, with_generation
 
 log = logging.getLogger(__name__)
 
-# Any constant: it names the lock that publications take turns on.
+# Any constant that no other advisory lock uses.
 PUBLICATION_LOCK = 0x1E710C
-# So many are named where one table has many reasons.
+# The maximum number of reasons that are listed for one table.
 REASONS_MAX = 20
 # One round trip: this runs under the lock.
 NEWEST = """
@@ -45,7 +46,7 @@ NEWEST = """
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a table is published, and by whom; `model` is the one whose serving it changes."""
+    """Why a table is published, and by whom; `model` is the model that it changes."""
 
     reason: str
     actor: str
@@ -54,7 +55,7 @@ class Cause:
 
 @dataclass(frozen=True)
 class Newest:
-    """The newest table, 0 and empty before the first one, and the present epoch."""
+    """The newest table (0 and empty before the first one) and the current epoch."""
 
     epoch: int
     generation: int
@@ -62,41 +63,41 @@ class Newest:
 
     @property
     def following(self) -> int:
-        """The generation after it, which is the first one of an epoch just begun."""
+        """The next generation: the first one of a new epoch, or the number after this one."""
         return max(self.generation + 1, first_of(self.epoch))
 
 
 def publish_table(
     *, reason: str, actor: Actor, now: datetime, is_forced: bool = False, model: str = ""
 ) -> int:
-    """Compile and store the table of what the current transaction sees; return its generation.
+    """Compile and store the table of the state in this transaction; return its generation.
 
-    Nothing new is stored when the table would say the same as the last one, unless that is forced:
-    what is told apart by its generation needs one of its own. `model` is the one whose serving
-    changes for that reason, where it is a single one.
+    A table with the same content as the last one is not stored, unless `is_forced`: windows belong
+    to a step by their generation, so each step needs its own. `model` is the model that changes
+    for that reason, if it is a single one.
 
     Raises:
-        contract.routing.TableError: the state contradicts itself; the caller's change is undone.
+        contract.routing.TableError: the state is inconsistent; the caller's change is undone.
     """
     if not connection.in_atomic_block:
-        raise RuntimeError("publish_table belongs inside the transaction that changed what serves")
+        raise RuntimeError("publish_table must run in the transaction of the change")
     cause = Cause(reason, actor.name, model)
     if (together := _together.get()) is not None:
-        return together.take_part(cause, now)
+        return together.add(cause, now)
     return _publish(_lock_newest(), [cause], now, is_forced=is_forced)
 
 
 class Together:
-    """Publications of one transaction that become one, when all of its parts are done."""
+    """Collects the publications of one transaction into one table, stored at its end."""
 
     def __init__(self) -> None:
         self._newest: Newest | None = None
         self._causes: list[Cause] = []
         self._now: datetime | None = None
 
-    def take_part(self, cause: Cause, now: datetime) -> int:
-        """Return the generation of the table that all parts will be in."""
-        # Nobody else publishes from here on, so that the number is known before the table is.
+    def add(self, cause: Cause, now: datetime) -> int:
+        """Add a cause; return the generation of the joint table."""
+        # The lock is taken here, so that the generation is known before the table is compiled.
         self._newest = self._newest or _lock_newest()
         self._causes.append(cause)
         self._now = now
@@ -104,7 +105,7 @@ class Together:
 
     @contextmanager
     def part(self) -> Iterator[None]:
-        """Forget what asked to be published in the block if the block raises."""
+        """Remove the causes that the block added if it raises."""
         count = len(self._causes)
         try:
             yield
@@ -113,20 +114,20 @@ class Together:
             raise
 
     def publish(self) -> None:
-        """Publish the table if any part asked for it."""
+        """Publish the table if there is any cause."""
         if self._newest is not None and self._now is not None and self._causes:
             _publish(self._newest, self._causes, self._now, is_forced=True)
 
 
-# What the current transaction publishes together, if it does.
+# The collector of the current transaction, if any.
 _together: ContextVar[Together | None] = ContextVar("together", default=None)
 
 
 @contextmanager
 def one_publication() -> Iterator[Together]:
-    """Let all that the block publishes be one table, stored as the block ends without an error.
+    """Merge all publications of the block into one table, stored when the block succeeds.
 
-    Locks that others take before they publish must not be waited for in the block.
+    The block must not wait for locks that others take before they publish: deadlock.
     """
     together = Together()
     token = _together.set(together)
@@ -140,7 +141,7 @@ def one_publication() -> Iterator[Together]:
 def _publish(newest: Newest, causes: list[Cause], now: datetime, *, is_forced: bool) -> int:
     table = compile_table(0, read_snapshot())
     content = encode(table)
-    # The digest is of the content: the generation is not part of what a table says.
+    # The digest covers the content without the generation.
     digest = hashlib.sha256(content).hexdigest()
     if digest == newest.digest and not is_forced:
         return newest.generation
@@ -150,7 +151,7 @@ def _publish(newest: Newest, causes: list[Cause], now: datetime, *, is_forced: b
         generation=generation,
         digest=digest,
         document=with_generation(content, generation),
-        reason=_words(causes),
+        reason=_joint_reason(causes),
         actor=causes[0].actor,
         published_at=now,
     )
@@ -160,7 +161,7 @@ def _publish(newest: Newest, causes: list[Cause], now: datetime, *, is_forced: b
     return generation
 
 
-def _words(causes: list[Cause]) -> str:
+def _joint_reason(causes: list[Cause]) -> str:
     reasons = list(dict.fromkeys(each.reason for each in causes))
     if len(reasons) == 1:
         return reasons[0]
@@ -169,7 +170,7 @@ def _words(causes: list[Cause]) -> str:
 
 
 def lock_publication() -> None:
-    """Let nobody else publish until the current transaction ends."""
+    """Take the lock of publications until the current transaction ends."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [PUBLICATION_LOCK])
 
@@ -183,15 +184,15 @@ def _lock_newest() -> Newest:
 
 
 def latest_table() -> PublishedTable | None:
-    """Return the table that the data planes should serve from, or None before the first one."""
+    """Return the newest table; None before the first one."""
     return PublishedTable.objects.order_by("-generation").first()
 
 
 def record_report(report: InstanceReport, *, now: datetime) -> Instance:
-    """Store what an instance reported: its ack or nack, what it dropped, and that it lives.
+    """Store the report of an instance: ack or nack, dropped messages, breaker trips.
 
-    The instants are ours, not the reporter's: its clock may be wrong, so that of a trip it is only
-    believed how long before the report it was.
+    Times are of the database clock, as the clock of the instance may be wrong. Of a trip only its
+    age at the time of the report is used.
     """
     if report.trips:
         _record_trips(report, now)
@@ -219,24 +220,28 @@ def record_report(report: InstanceReport, *, now: datetime) -> Instance:
 @transaction.atomic
 def _record_trips(report: InstanceReport, now: datetime) -> None:
     for trip in _known_trips(report):
-        told = {"count": trip.count, "reason": trip.reason, "last_at": _instant(report, trip, now)}
+        values = {
+            "count": trip.count,
+            "reason": trip.reason,
+            "last_at": _trip_at(report, trip, now),
+        }
         BreakerTripRecord.objects.update_or_create(
             instance=report.instance,
             boot=report.boot,
             model_name=trip.model,
             version_number=trip.version,
             generation=trip.generation,
-            defaults=told,
-            create_defaults={**told, "first_at": now},
+            defaults=values,
+            create_defaults={**values, "first_at": now},
         )
 
 
 def _known_trips(report: InstanceReport) -> list[BreakerTrip]:
-    """Return the trips under tables that this database has not forgotten."""
-    hold_epoch()
+    """Return the trips without those of lost generations."""
+    lock_epoch_shared()
     lost = lost_generations()
     return [trip for trip in report.trips if trip.generation not in lost]
 
 
-def _instant(report: InstanceReport, trip: BreakerTrip, now: datetime) -> datetime:
+def _trip_at(report: InstanceReport, trip: BreakerTrip, now: datetime) -> datetime:
     return now - timedelta(milliseconds=max(0, report.at_ms - trip.last_at_ms))

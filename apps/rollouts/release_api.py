@@ -1,4 +1,4 @@
-"""REST API of releases: several models that move together or not at all."""
+"""REST endpoints of releases: rollouts of several models that advance together."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def register(router: BaseRouter) -> None:
 
 
 class ReleaseSerializer(serializers.ModelSerializer[Release]):
-    """`state` is that of its rollouts taken together."""
+    """`state` is the joint phase of the rollouts."""
 
     plan = serializers.CharField(source="plan_name")
     state = serializers.SerializerMethodField()
@@ -51,7 +51,7 @@ class ReleaseSerializer(serializers.ModelSerializer[Release]):
 
 
 class StartReleaseSerializer(OverridesSerializer):
-    """`versions`: by model its version, a number or an alias such as `candidate`."""
+    """`versions`: model name to version, a number or an alias such as `candidate`."""
 
     name = serializers.CharField(max_length=100, validators=[valid_name])
     plan = serializers.CharField(required=False, allow_null=True, default=None)
@@ -59,14 +59,14 @@ class StartReleaseSerializer(OverridesSerializer):
     versions = serializers.DictField(child=serializers.CharField(), allow_empty=False)
 
     def validate_versions(self, versions: dict[str, str]) -> dict[str, str]:
-        """Hold the keys to what a model's name may be; the field looks at the values only."""
+        """Validate the model names; the field validates only the values."""
         for name in versions:
             valid_name(name)
         return versions
 
 
 class ReleaseViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Release]):
-    """Releases: one rollout for each model, in step; one that goes back takes all back."""
+    """Releases: one rollout for each model, in step. One rollback rolls back all."""
 
     serializer_class = ReleaseSerializer
     lookup_value_regex = "[0-9a-fA-F-]{36}"
@@ -76,42 +76,42 @@ class ReleaseViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVi
 
     @extend_schema(request=StartReleaseSerializer, responses={201: ReleaseSerializer})
     def create(self, request: Request) -> Response:
-        """Begin to make each model's version stable, all by one plan; all start or none does."""
-        given = StartReleaseSerializer(data=request.data)
-        given.is_valid(raise_exception=True)
-        asked = given.validated_data
+        """Start one rollout for each model, all by one plan. All start or none does."""
+        serializer = StartReleaseSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        data = serializer.validated_data
         targets = {}
-        for name, version in asked["versions"].items():
+        for name, version in data["versions"].items():
             model = find_model(name)
             require_role(request.user, model, Role.OPERATOR)
             targets[model] = find_version(model, version)
         release = start_release(
-            name=asked["name"],
+            name=data["name"],
             targets=targets,
-            plan=find_plan(asked["plan"]) if asked["plan"] else None,
+            plan=find_plan(data["plan"]) if data["plan"] else None,
             actor=actor_of(request),
             now=database_now(),
-            overrides=asked["overrides"],
-            reason=asked["reason"],
+            overrides=data["overrides"],
+            reason=data["reason"],
         )
-        return Response(self._shown(release), status=status.HTTP_201_CREATED)
+        return Response(self._response_data(release), status=status.HTTP_201_CREATED)
 
     @extend_schema(request=AbortSerializer, responses=ReleaseSerializer)
     @action(detail=True, methods=["post"])
     def abort(self, request: Request, pk: str) -> Response:
-        """Take all traffic off the targets of all its models, now; roll back those promoted."""
+        """Take all traffic off all targets now. Promoted models are rolled back."""
         release = self.get_object()
         for rollout in release.rollouts.all():
             require_role(request.user, rollout.model, Role.OPERATOR)
-        given = AbortSerializer(data=request.data)
-        given.is_valid(raise_exception=True)
+        serializer = AbortSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
         abort_release(
             release=release,
             actor=actor_of(request),
             now=database_now(),
-            reason=given.validated_data["reason"],
+            reason=serializer.validated_data["reason"],
         )
-        return Response(self._shown(release))
+        return Response(self._response_data(release))
 
-    def _shown(self, release: Release) -> Any:
+    def _response_data(self, release: Release) -> Any:
         return ReleaseSerializer(find_releases().get(pk=release.pk)).data

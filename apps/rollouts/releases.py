@@ -1,7 +1,7 @@
-"""Several models that move together or not at all: one rollout each, by one plan, in step.
+"""Releases: one rollout for each of several models, by one plan, in step.
 
-No model gets further before all may, all are promoted in one transaction, and one that goes back
-takes the others with it.
+No model advances before all may, all are promoted in one transaction, and the rollback of one
+rolls back all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from apps.lib.validation import check_row
 from apps.models.audit import record_audit
 from apps.models.models import ModelVersion, RegisteredModel
 from apps.rollouts.models import Plan, Release, Rollout
-from apps.rollouts.services import abort_rollout, can_take_back, default_plan, start_rollout
+from apps.rollouts.services import abort_rollout, can_roll_back, default_plan, start_rollout
 from apps.rollouts.states import LIVE_PHASES, Phase
 
 
@@ -32,23 +32,22 @@ def start_release(
     overrides: Collection[str] = (),
     reason: str = "",
 ) -> Release:
-    """Begin to make each model's target stable, all by `plan` or the default one.
+    """Start a rollout to the target of each model, all by `plan` or the default plan.
 
     Raises:
-        Invalid: there are fewer than two models, one has no stable version yet or would have to be
-            switched to without steps, and what `start_rollout` refuses.
-        Conflict: a release of that name is live, and what `start_rollout` refuses. Then nothing
-            was started.
+        Invalid: there are fewer than two models, a model has no stable version yet, a target needs
+            a switch without steps, or `start_rollout` raises it.
+        Conflict: a release of that name is live, or `start_rollout` raises it. Nothing is started.
     """
     if len(targets) < 2:
-        raise Invalid("A release moves at least two models; start a rollout for a single one")
+        raise Invalid("A release needs at least two models; start a rollout for a single model")
     plan = plan or default_plan()
     if Release.objects.filter(name=name, rollouts__phase__in=LIVE_PHASES).exists():
-        raise Conflict(f"A release named {name} is live already")
+        raise Conflict(f"A release named {name} is already live")
     release = Release(name=name, plan_name=plan.name, started_by=actor.name, started_at=now)
     check_row(release, {"name"})
     release.save()
-    # In one order for everybody: two releases that share models must not wait for each other.
+    # In the same order everywhere, so that two releases with shared models cannot deadlock.
     for model in sorted(targets, key=lambda each: each.pk):
         rollout = start_rollout(
             model=model,
@@ -62,24 +61,24 @@ def start_release(
         )
         if rollout.kind != Rollout.Kind.CANARY:
             raise Invalid(
-                f"{rollout.target} cannot be moved in steps ({rollout.get_kind_display().lower()}):"
-                " roll it out by itself, before the release"
+                f"{rollout.target} cannot go through steps ({rollout.get_kind_display().lower()}); "
+                "roll it out separately, before the release"
             )
-    told = {str(model.name): target.number for model, target in targets.items()}
-    record_audit(actor=actor, action="release.started", target=name, after=told)
+    after = {str(model.name): target.number for model, target in targets.items()}
+    record_audit(actor=actor, action="release.started", target=name, after=after)
     return release
 
 
 @transaction.atomic
 def abort_release(*, release: Release, actor: Actor, now: datetime, reason: str = "") -> None:
-    """Take all traffic off the targets of all its models, now; those that it has promoted go back.
+    """Take all traffic off all targets now. Promoted models are rolled back.
 
     Raises:
-        Conflict: it succeeded, and none of its targets can be gone back from any more.
+        Conflict: it succeeded, and none of its targets can be rolled back any more.
     """
     rollouts = list(release.rollouts.select_related("model", "baseline", "target__model"))
-    # One that goes back takes the others with it; one that does so already is left to it.
+    # The rollback of one rolls back all; a rollback in progress needs nothing.
     live = [each for each in rollouts if each.is_live and each.phase != Phase.ROLLING_BACK]
-    promoted = [each for each in rollouts if can_take_back(each)]
+    promoted = [each for each in rollouts if can_roll_back(each)]
     if first := next(iter([*live, *promoted, *rollouts]), None):
         abort_rollout(rollout=first, actor=actor, now=now, reason=reason)

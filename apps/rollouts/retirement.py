@@ -1,5 +1,5 @@
-"""Unloads what nobody needs any more, in the only safe order: publish without it, let every live
-instance ack, let it drain, unload. Nothing is unloaded that somebody may still call.
+"""Unloads versions that are no longer needed, in the only safe order: publish a table without the
+version, wait for all acks, drain, unload. A version that may still get requests stays loaded.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from apps.models.services import change_deployment
 from apps.models.states import DeploymentState
 from apps.rollouts.fleet_status import unacked
 from apps.rollouts.publication import publish_table
-from apps.rollouts.version_usage import versions_asked_for
+from apps.rollouts.version_usage import recently_requested_versions
 
 log = logging.getLogger(__name__)
 
-# A version that was just placed, or just left a split, may be wanted again at once.
+# A version that was just deployed, or just left a split, may be needed again soon.
 RETIRE_AFTER = timedelta(minutes=10)
-# Longer than any request may take, so that what was in flight at the ack has ended.
+# Longer than any request timeout: requests in flight at the ack have ended.
 DRAIN = timedelta(seconds=30)
 REASON_MAX = 1_000
 
 
-def wanted_versions(now: datetime) -> set[int]:
+def needed_versions(now: datetime) -> set[int]:
     """Return the primary keys of the versions that must stay loaded."""
-    wanted: set[int] = set()
+    needed: set[int] = set()
     rows = RegisteredModel.objects.values_list("stable", "previous_stable", "rollback_until")
     for stable, previous, rollback_until in rows:
         if stable is not None:
-            wanted.add(stable)
+            needed.add(stable)
         if previous is not None and rollback_until is not None and rollback_until > now:
-            wanted.add(previous)
+            needed.add(previous)
     for held in LiveSplit.objects.values_list("version_ids", flat=True):
-        wanted.update(held)
-    return wanted
+        needed.update(held)
+    return needed
 
 
 def retire_versions() -> int:
-    """Do one step for each deployment that is on its way out; return how many moved."""
-    moved = _drain_unwanted()
+    """Do one step for each deployment to unload; return how many changed state."""
+    moved = _drain_unneeded()
     now = database_now()
     draining = Deployment.objects.filter(
         state=DeploymentState.DRAINING, changed_at__lt=now - DRAIN
@@ -52,23 +52,21 @@ def retire_versions() -> int:
     for deployment in draining:
         behind = unacked(deployment.retired_generation or 0, now)
         if behind:
-            _tell(
-                deployment,
-                "waits for " + "; ".join(f"instance {name}, which {why}" for name, why in behind),
-            )
+            waiting = "; ".join(f"instance {name}, which {reason}" for name, reason in behind)
+            _set_reason(deployment, f"waiting for {waiting}")
         else:
             moved += _guarded_unload(deployment)
     return moved
 
 
-def _tell(deployment: Deployment, reason: str) -> None:
-    """Say on the page why it is still loaded, without a transition."""
+def _set_reason(deployment: Deployment, reason: str) -> None:
+    """Store why it is still loaded, without a transition."""
     rows = Deployment.objects.filter(pk=deployment.pk, revision=deployment.revision)
     rows.exclude(reason=reason).update(reason=reason[:REASON_MAX])
 
 
 def _guarded_unload(deployment: Deployment) -> bool:
-    """Unload one; a fault of one, or of its server's, keeps no other one loaded."""
+    """Unload one; its error, or one of its server, does not stop the others."""
     try:
         return unload_deployment(deployment)
     except Exception:
@@ -77,26 +75,26 @@ def _guarded_unload(deployment: Deployment) -> bool:
 
 
 @transaction.atomic
-def _drain_unwanted() -> int:
-    """Take unwanted versions out of the table, in the transaction that marks them draining."""
+def _drain_unneeded() -> int:
+    """Mark unneeded versions as draining and publish a table without them, in one transaction."""
     now = database_now()
-    unwanted = list(
+    unneeded = list(
         Deployment.objects.select_for_update(of=("self",), skip_locked=True)
         .filter(
             state__in=[DeploymentState.READY, DeploymentState.FAILED],
             changed_at__lt=now - RETIRE_AFTER,
         )
-        .exclude(version__in=wanted_versions(now))
+        .exclude(version__in=needed_versions(now))
         .select_related("version__model", "cluster")
     )
-    asked_for = versions_asked_for(now) if unwanted else set()
-    unwanted = [d for d in unwanted if (d.version.model.name, d.version.number) not in asked_for]
-    for deployment in unwanted:
+    in_use = recently_requested_versions(now) if unneeded else set()
+    unneeded = [d for d in unneeded if (d.version.model.name, d.version.number) not in in_use]
+    for deployment in unneeded:
         change_deployment(deployment, DeploymentState.DRAINING, "no longer needed", INTERLOCK, now)
-    if unwanted:
-        names = ", ".join(str(deployment.version) for deployment in unwanted)
+    if unneeded:
+        names = ", ".join(str(deployment.version) for deployment in unneeded)
         generation = publish_table(reason=f"retired {names}", actor=INTERLOCK, now=now)
-        Deployment.objects.filter(pk__in=[d.pk for d in unwanted]).update(
+        Deployment.objects.filter(pk__in=[d.pk for d in unneeded]).update(
             retired_generation=generation
         )
-    return len(unwanted)
+    return len(unneeded)

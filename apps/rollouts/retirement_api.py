@@ -1,4 +1,4 @@
-"""REST API of what takes versions and models out of the way; see `apps.rollouts.undeploying`."""
+"""REST endpoints that undeploy, archive, restore and delete versions and models."""
 
 from __future__ import annotations
 
@@ -21,65 +21,65 @@ OF_VERSION = r"versions/(?P<number>\d+)"
 
 
 class RetirementViewSet(ModelViewSet):
-    """Undeploy, archive, restore and delete, of a model and of its versions.
+    """Undeploy, archive, restore and delete models and versions.
 
-    Each is refused as a conflict while anything needs it; `detail.needs` lists what.
+    Refused with a conflict while the model or version is in use; `detail.needs` lists by what.
     """
 
     @extend_schema(parameters=[NUMBER], request=RetirementSerializer, responses=VersionSerializer)
     @action(detail=True, methods=["post"], url_path=f"{OF_VERSION}/undeploy",
             url_name="version-undeploy")  # fmt: skip
     def undeploy_version(self, request: Request, name: str, number: str) -> Response:
-        """Unload a version that nothing needs; its deployments go over draining to absent."""
+        """Unload a version that is not in use; its deployments drain, then become absent."""
         return self._version(request, number, Role.OPERATOR, undeploying.undeploy_version)
 
     @extend_schema(parameters=[NUMBER], request=RetirementSerializer, responses=VersionSerializer)
     @action(detail=True, methods=["post"], url_path=f"{OF_VERSION}/archive",
             url_name="version-archive")  # fmt: skip
     def archive_version(self, request: Request, name: str, number: str) -> Response:
-        """Unload a version and leave it out of lists until it is restored."""
+        """Unload a version and hide it from lists until it is restored."""
         return self._version(request, number, Role.OPERATOR, undeploying.archive_version)
 
     @extend_schema(parameters=[NUMBER], request=None, responses=VersionSerializer)
     @action(detail=True, methods=["post"], url_path=f"{OF_VERSION}/restore",
             url_name="version-restore")  # fmt: skip
     def restore_version(self, request: Request, name: str, number: str) -> Response:
-        """Bring an archived version back."""
+        """Restore an archived version."""
         version = self.find_version(number)
         require_role(request.user, version.model, Role.OPERATOR)
         undeploying.restore_version(version=version, actor=actor_of(request), now=database_now())
-        return self._shown(number)
+        return self._response(number)
 
     @extend_schema(parameters=[NUMBER], request=None, responses={202: VersionSerializer})
     @ModelViewSet.version.mapping.delete
     def delete_version(self, request: Request, name: str, number: str) -> Response:
-        """Unload a version, then delete its files; its row stays `deleted`, for history.
+        """Unload a version, then delete its files. Its row stays as `deleted`, for history.
 
-        Its number is never given again.
+        Its number is never reused.
         """
-        answer = self._version(request, number, Role.ADMIN, undeploying.delete_version)
-        answer.status_code = 202
-        return answer
+        response = self._version(request, number, Role.ADMIN, undeploying.delete_version)
+        response.status_code = 202
+        return response
 
     @extend_schema(request=RetirementSerializer, responses=ModelSerializer)
     @action(detail=True, methods=["post"])
     def undeploy(self, request: Request, name: str) -> Response:
-        """Take a model out of service: nothing is stable, nothing loaded, and it answers 404.
+        """Take a model out of service: no stable version, nothing loaded, requests get 404.
 
-        Refused while it is asked for: no request may have come for ten minutes.
+        Refused while the model got a request in the last 10 minutes.
         """
         return self._model(request, Role.ADMIN, undeploying.undeploy_model)
 
     @extend_schema(request=RetirementSerializer, responses=ModelSerializer)
     @action(detail=True, methods=["post"])
     def archive(self, request: Request, name: str) -> Response:
-        """Leave a model that is out of service out of lists, until it is restored."""
+        """Hide a model that is out of service from lists until it is restored."""
         return self._model(request, Role.OPERATOR, undeploying.archive_model)
 
     @extend_schema(request=None, responses=ModelSerializer)
     @action(detail=True, methods=["post"])
     def restore(self, request: Request, name: str) -> Response:
-        """Bring an archived model back."""
+        """Restore an archived model."""
         model = self.get_object()
         require_role(request.user, model, Role.OPERATOR)
         row = undeploying.restore_model(model=model, actor=actor_of(request), now=database_now())
@@ -89,31 +89,32 @@ class RetirementViewSet(ModelViewSet):
     def destroy(self, request: Request, name: str) -> Response:
         """Delete a model that is out of service, with all its versions and their files.
 
-        What rollouts and experiments say of it stays. Its name is free; numbers go on.
+        Rollouts and experiments keep their records. The name can be reused; version numbers
+        continue.
         """
-        answer = self._model(request, Role.ADMIN, undeploying.delete_model)
-        answer.status_code = 202
-        return answer
+        response = self._model(request, Role.ADMIN, undeploying.delete_model)
+        response.status_code = 202
+        return response
 
     def _version(
         self, request: Request, number: str, role: Role, act: Callable[..., ModelVersion]
     ) -> Response:
         version = self.find_version(number)
         require_role(request.user, version.model, role)
-        act(version=version, actor=actor_of(request), now=database_now(), **_given(request))
-        return self._shown(number)
+        act(version=version, actor=actor_of(request), now=database_now(), **_validated(request))
+        return self._response(number)
 
-    def _shown(self, number: str) -> Response:
+    def _response(self, number: str) -> Response:
         return Response(VersionSerializer(self.find_version(number)).data)
 
     def _model(self, request: Request, role: Role, act: Callable[..., RegisteredModel]) -> Response:
         model = self.get_object()
         require_role(request.user, model, role)
-        act(model=model, actor=actor_of(request), now=database_now(), **_given(request))
+        act(model=model, actor=actor_of(request), now=database_now(), **_validated(request))
         return Response(ModelSerializer(self.get_object()).data)
 
 
-def _given(request: Request) -> dict[str, Any]:
-    given = RetirementSerializer(data=request.data)
-    given.is_valid(raise_exception=True)
-    return dict(given.validated_data)
+def _validated(request: Request) -> dict[str, Any]:
+    serializer = RetirementSerializer(data=request.data)
+    serializer.is_valid(raise_exception=True)
+    return dict(serializer.validated_data)

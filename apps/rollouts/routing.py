@@ -1,8 +1,8 @@
-"""Compiles the routing table: a pure function from a snapshot of the database to the contract.
+"""Compiles the routing table: a pure function from a database snapshot to the contract.
 
-Same snapshot, same table. A version is in the table when it is ready, and also while it heals if
-stable or a split needs it: a control plane that sees a version stumble must not take away the name
-that the data plane falls back to.
+The same snapshot gives the same table. A version is in the table when it is ready, and also while
+it recovers if it is stable or in a split: a failing version must stay in the table, as the data
+plane may fall back to it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class VersionSnapshot:
     cluster: str
     triton_model: str
     is_ready: bool
-    # The JSON of its warm-up requests, or empty.
+    # The warm-up requests as JSON, or empty.
     warmup: str = ""
     created_at_ms: int = 0
 
@@ -62,7 +62,7 @@ class ModelSnapshot:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a table is made from."""
+    """The input of a table."""
 
     models: Iterable[ModelSnapshot]
     clusters: Mapping[str, Cluster]
@@ -73,17 +73,19 @@ class Snapshot:
 
 
 def compile_table(generation: int, snapshot: Snapshot) -> RoutingTable:
-    """Return the table of `generation` for what `snapshot` says.
+    """Return the table of `snapshot` with the number `generation`.
 
-    Left out is what nobody could reach: a model of which no version is placed anywhere, a cluster
-    without endpoints. A tenant without an API key is not: while there is any tenant, data planes
-    refuse keys that they do not know, and so also the last one when it is revoked.
+    Unreachable entries are left out: models without a deployed version, clusters without
+    endpoints. A tenant without an API key stays: while there is any tenant, data planes refuse
+    unknown keys, and so also the last key after it is revoked.
     """
     routes = {model.name: _route(model) for model in snapshot.models if model.versions}
     return RoutingTable(
         generation=generation,
         models={name: route for name, route in routes.items() if route is not None},
-        clusters={name: found for name, found in snapshot.clusters.items() if found.endpoints},
+        clusters={
+            name: cluster for name, cluster in snapshot.clusters.items() if cluster.endpoints
+        },
         tenants=dict(snapshot.tenants),
         key_required=snapshot.key_required,
         id_secret=snapshot.id_secret,
@@ -99,10 +101,10 @@ def _route(model: ModelSnapshot) -> ModelRoute | None:
         return None
     by_number = {str(version.number): version for version in served}
     shape = by_number.get(str(model.stable)) or max(served, key=lambda v: v.number)
-    # The entry has one signature: what does not share it is not reachable beside stable.
+    # A route has one signature: versions with another one cannot be in it.
     fitting = {n: v for n, v in by_number.items() if v.signature == shape.signature}
     if str(model.stable) not in fitting or not _numbers_of(split) <= fitting.keys():
-        # Never let one model's broken state stop the table of all the others.
+        # The inconsistent state of one model must not block the table of all models.
         split = None
     shadow = msgspec.convert(model.shadow, Shadow) if model.shadow and split else None
     return ModelRoute(

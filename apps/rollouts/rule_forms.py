@@ -1,4 +1,4 @@
-"""Forms of what holds rollouts back: freeze windows, the limit; and of releases."""
+"""Forms of freeze windows, the rollout limit and releases."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from apps.rollouts.models import Plan
 from apps.rollouts.selectors.rules import Allowed
 from contract.names import NAME_RULE
 
-LARGEST = 2_147_483_647
+INTEGER_MAX = 2_147_483_647
 
 
 class FreezeForm(forms.Form):
-    """A time in which nothing starts and nothing gets further."""
+    """A freeze window: no rollout starts or advances in it."""
 
     model = forms.ModelChoiceField(
         queryset=RegisteredModel.objects.active().order_by("name"),
@@ -34,58 +34,58 @@ class FreezeForm(forms.Form):
     time_zone = forms.CharField(
         required=False,
         max_length=64,
-        help_text="By whose clocks both are meant, and a weekly one comes again.",
+        help_text="Time zone of start, end and weekly recurrence.",
         widget=forms.TextInput({"placeholder": "UTC", "list": "time-zones"}),
     )
     reason = forms.CharField(
-        max_length=500, help_text="What people read whose rollout is held, such as: year's end."
+        max_length=500, help_text="Shown to owners of held rollouts, for example: year-end freeze."
     )
-    is_weekly = forms.BooleanField(label="Again each week", required=False)
+    is_weekly = forms.BooleanField(label="Repeat every week", required=False)
 
     def clean(self) -> dict[str, Any]:
-        """Read both instants by the clocks of the chosen time zone."""
-        given = super().clean() or self.cleaned_data
-        given["time_zone"] = given.get("time_zone") or "UTC"
+        """Convert start and end from the chosen time zone to UTC."""
+        data = super().clean() or self.cleaned_data
+        data["time_zone"] = data.get("time_zone") or "UTC"
         try:
-            zone = read_zone(given["time_zone"])
+            zone = read_zone(data["time_zone"])
         except InterlockError as error:
-            tell(self, error)
-            return given
+            add_form_error(self, error)
+            return data
         for name in ("starts_at", "ends_at"):
-            if given.get(name) is not None:
-                given[name] = given[name].replace(tzinfo=zone).astimezone(UTC)
-        return given
+            if data.get(name) is not None:
+                data[name] = data[name].replace(tzinfo=zone).astimezone(UTC)
+        return data
 
-    def offer(self, whole: bool, some: Allowed) -> None:
-        """Let the person choose what they may freeze: all models if `whole`, and `some` models.
+    def set_model_choices(self, include_all: bool, allowed: Allowed) -> None:
+        """Offer the models that the person may freeze, and all models if `include_all`.
 
-        Only what is shown is changed; what is sent is held against the roles.
+        Only the shown choices change; the view checks roles on the submitted value.
         """
-        choices = [(model.name, model.name) for model in some.models]
+        choices = [(model.name, model.name) for model in allowed.models]
         field: Any = self.fields["model"]
-        field.widget.choices = [("", field.empty_label), *choices] if whole else choices
+        field.widget.choices = [("", field.empty_label), *choices] if include_all else choices
 
 
 class LimitForm(forms.Form):
     concurrent_max = forms.IntegerField(
-        label="Rollouts under way at most (empty: any number)",
+        label="Maximum concurrent rollouts (empty: no limit)",
         required=False,
         min_value=1,
-        max_value=LARGEST,
+        max_value=INTEGER_MAX,
     )
 
 
-def tell(form: forms.Form, error: InterlockError) -> None:
-    """Say a refusal beside the field that it begins with, or else above all fields."""
-    name, _, told = error.message.partition(": ")
-    if name in form.fields and told:
-        form.add_error(name, told[0].upper() + told[1:])
+def add_form_error(form: forms.Form, error: InterlockError) -> None:
+    """Add an error to the field whose name it starts with, otherwise to the form."""
+    name, _, message = error.message.partition(": ")
+    if name in form.fields and message:
+        form.add_error(name, message[0].upper() + message[1:])
     else:
         form.add_error(None, error.message)
 
 
 class ReleaseForm(forms.Form):
-    """The name and the plan of a release; its models are rows of their own."""
+    """The name and plan of a release; its models are separate rows."""
 
     name = forms.CharField(
         max_length=100, validators=[valid_name], help_text=f"{NAME_RULE.capitalize()}."

@@ -1,4 +1,4 @@
-"""What the API says of plans, rollouts and the fleet, and what it takes."""
+"""Serializers of plans, rollouts, evaluations and instances."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from apps.rollouts.plan_templates import PlanTemplate
 from apps.rollouts.plans import DEFAULT_BAKE_S, PlanDocument, document_of, to_json
 
 DAY_S = 86_400
-# What a column of the database holds.
-MOST = 2**31 - 1
+# The maximum of a PostgreSQL integer column.
+INTEGER_MAX = 2**31 - 1
 CHECKS_SCHEMA = {
     "type": "array",
     "items": {
@@ -54,13 +54,13 @@ CHECKS_SCHEMA = {
 
 
 class StrictSerializer(serializers.Serializer[Any]):
-    """Refuses fields that it does not know: a misspelt one must not be taken for its default."""
+    """Refuses unknown fields: a misspelt field must not silently get its default."""
 
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, Mapping):
             known = ", ".join(map(str, self.fields)) or "none"
-            told = f"There is no such field. Known are: {known}."
-            unknown = {str(name): [told] for name in data if name not in self.fields}
+            message = f"Unknown field; expected one of {known}."
+            unknown = {str(name): [message] for name in data if name not in self.fields}
             if unknown:
                 raise serializers.ValidationError(unknown)
         return super().to_internal_value(data)
@@ -68,14 +68,14 @@ class StrictSerializer(serializers.Serializer[Any]):
 
 @extend_schema_field(CHECKS_SCHEMA)
 class ChecksField(serializers.ListField):
-    """Names of checks, or documents with their settings; `check_plan` looks at what they say."""
+    """Names of checks, or documents with settings; `check_plan` validates them."""
 
 
 class StepSerializer(StrictSerializer):
     weight_bp = serializers.IntegerField(min_value=0, max_value=10_000)
     shadow_bp = serializers.IntegerField(min_value=0, max_value=10_000, default=0)
     bake_s = serializers.IntegerField(min_value=0, max_value=30 * DAY_S, default=DEFAULT_BAKE_S)
-    requests_min = serializers.IntegerField(min_value=0, max_value=MOST, default=0)
+    requests_min = serializers.IntegerField(min_value=0, max_value=INTEGER_MAX, default=0)
     checks = ChecksField(default=list(DEFAULT_CHECKS))
     gate = serializers.ChoiceField(choices=Gate.choices, default=Gate.AUTOMATIC)
     gate_role = serializers.ChoiceField(choices=Role.choices, default=Role.OPERATOR)
@@ -91,7 +91,9 @@ class PlanSerializer(StrictSerializer):
     wait_max_s = serializers.IntegerField(min_value=0, max_value=365 * DAY_S, default=7 * DAY_S)
     margin_bp = serializers.IntegerField(min_value=1, max_value=9_999, default=100)
     alpha_ppm = serializers.IntegerField(min_value=1, max_value=500_000, default=10_000)
-    reference_requests_min = serializers.IntegerField(min_value=1, max_value=MOST, default=5_000)
+    reference_requests_min = serializers.IntegerField(
+        min_value=1, max_value=INTEGER_MAX, default=5_000
+    )
     latency_slack_us = serializers.IntegerField(min_value=0, max_value=60_000_000, default=1_000)
     evidence_mode = serializers.ChoiceField(
         choices=list(get_args(EvidenceMode)), default="any_regression"
@@ -101,12 +103,12 @@ class PlanSerializer(StrictSerializer):
     final_bake_s = serializers.IntegerField(min_value=0, max_value=30 * DAY_S, default=0)
     rollback_window_s = serializers.IntegerField(min_value=0, max_value=365 * DAY_S, default=DAY_S)
     steps: Any = serializers.ListSerializer(child=StepSerializer(), max_length=100)
-    # In sentences: which steps have nothing to compare with, and what that leads to.
+    # Sentences: steps without a control to compare with, and the consequence.
     notices = serializers.ListField(child=serializers.CharField(), read_only=True)
 
 
 class CheckRiskSerializer(serializers.Serializer[Any]):
-    """Fractions; null where nobody can know."""
+    """Error rates of one check as fractions; null where unknown."""
 
     name = serializers.CharField()
     kind = serializers.CharField()
@@ -126,11 +128,11 @@ class StepTimeSerializer(serializers.Serializer[Any]):
     weight_bp = serializers.IntegerField()
     expected_s = serializers.FloatField(allow_null=True)
     is_in_time = serializers.BooleanField()
-    told = serializers.CharField()
+    told = serializers.CharField(source="summary")
 
 
 class PlanTimeSerializer(serializers.Serializer[Any]):
-    """How long a plan takes at one rate of traffic, for a version that is as good as stable."""
+    """Expected duration of a plan at one request rate, for a version as good as stable."""
 
     period = serializers.CharField()
     per_second = serializers.FloatField()
@@ -138,7 +140,7 @@ class PlanTimeSerializer(serializers.Serializer[Any]):
     error_rate = serializers.FloatField()
     expected_s = serializers.FloatField(allow_null=True)
     can_decide = serializers.BooleanField()
-    told = serializers.CharField()
+    told = serializers.CharField(source="summary")
     steps = StepTimeSerializer(many=True)
 
 
@@ -177,7 +179,7 @@ class EvaluationSerializer(serializers.ModelSerializer[Evaluation]):
 
 
 class RepeatSerializer(serializers.Serializer[Any]):
-    """What the check answers to its stored inputs once more."""
+    """The result of a check computed again from its stored inputs."""
 
     is_same = serializers.BooleanField()
     verdict = serializers.CharField()
@@ -234,7 +236,7 @@ class OverridesSerializer(StrictSerializer):
     overrides = serializers.ListField(
         child=serializers.CharField(),
         default=list,
-        help_text=f"What is overridden, of: {', '.join(Override.values)}.",
+        help_text=f"Rules to override; any of {', '.join(Override.values)}.",
     )
 
 
@@ -252,7 +254,7 @@ class RetrySerializer(OverridesSerializer):
 
 
 class AbortSerializer(StrictSerializer):
-    """`revision` is what the caller saw, and may be stale: an abort is right from every phase."""
+    """`revision` is ignored: an abort is allowed in every phase and at every revision."""
 
     reason = serializers.CharField(required=False, default="", allow_blank=True, max_length=1_000)
     revision = serializers.IntegerField(required=False, allow_null=True, default=None)
@@ -263,25 +265,25 @@ class ReasonSerializer(StrictSerializer):
 
 
 class ActSerializer(StrictSerializer):
-    """`revision`: what the caller saw; a stale one is refused with 409. Without it: whatever is."""
+    """`revision` as the caller last read it; a stale one is refused with 409. Optional."""
 
     reason = serializers.CharField(required=False, default="", allow_blank=True, max_length=1_000)
     revision = serializers.IntegerField(required=False, allow_null=True, default=None)
 
 
 class ForceSerializer(ActSerializer, OverridesSerializer):
-    """`overrides`: `gate` for a gate that is not the caller's to open, `freeze`; with a reason."""
+    """`overrides`: `gate` for a gate that the caller may not open, `freeze`; needs a reason."""
 
 
 class RollbackSerializer(OverridesSerializer):
-    """`version`: an earlier stable one, by number or alias; without it the one before."""
+    """`version`: an earlier stable version, number or alias. Default: the previous one."""
 
     reason = serializers.CharField(required=False, default="", allow_blank=True, max_length=1_000)
     version = serializers.CharField(required=False, allow_null=True, default=None)
 
 
 class ExplanationSerializer(serializers.Serializer[Any]):
-    """`story` tells it from the start to where it stands; the rest is their material."""
+    """`story` describes the rollout from its start; `events` and `checks` are its sources."""
 
     rollout = RolloutSerializer()
     summary = serializers.CharField()
@@ -291,7 +293,7 @@ class ExplanationSerializer(serializers.Serializer[Any]):
 
 
 class InstanceSerializer(serializers.ModelSerializer[Instance]):
-    """`waited_until`: it went silent, and rollouts wait for it until then. Null: they do not."""
+    """`waited_until`: rollouts wait for this silent instance until then. Null: they do not."""
 
     is_live = serializers.SerializerMethodField()
     waited_until = serializers.SerializerMethodField()
@@ -323,19 +325,19 @@ class InstanceSerializer(serializers.ModelSerializer[Instance]):
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
-    """Return a plan in the form that PlanSerializer takes."""
+    """Return a plan as PlanSerializer accepts it."""
     extra = {"description": plan.description, "is_default": plan.is_default}
     return _ordered(document_of(plan), extra)
 
 
 def template_to_json(template: PlanTemplate) -> dict[str, Any]:
-    """Return a template in the form that PlanSerializer takes."""
+    """Return a template as PlanSerializer accepts it."""
     extra = {"description": template.description, "is_default": False}
     return _ordered(template.document, extra)
 
 
 def _ordered(document: PlanDocument, extra: dict[str, Any]) -> dict[str, Any]:
-    told = {**to_json(document), **extra, "notices": notices_of(document)}
-    for step in told["steps"]:
+    plan = {**to_json(document), **extra, "notices": notices_of(document)}
+    for step in plan["steps"]:
         step.pop("is_final_bake", None)
-    return {str(name): told[str(name)] for name in PlanSerializer().fields}
+    return {str(name): plan[str(name)] for name in PlanSerializer().fields}

@@ -1,4 +1,4 @@
-"""REST API of what changes how requests are served: models' settings, tenants and their keys."""
+"""REST endpoints of serving: model settings, warm-up requests, tenants and their API keys."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from apps.rollouts.history_api import ServingHistoryMixin
 from apps.rollouts.retirement_api import RetirementViewSet
 from apps.rollouts.serving_policies import change_settings, change_warmup
 
-KEY_ID = OpenApiParameter("key_id", int, OpenApiParameter.PATH, description="The API key's id")
+KEY_ID = OpenApiParameter("key_id", int, OpenApiParameter.PATH, description="API key id")
 
 
 def register(router: BaseRouter) -> None:
@@ -44,17 +44,17 @@ def register(router: BaseRouter) -> None:
 
 
 class ServedModelViewSet(ServingHistoryMixin, RetirementViewSet):
-    """Models: what each serves with and served with before, versions, and serving settings."""
+    """Models with their versions, serving settings and serving history."""
 
     @extend_schema(request=ModelSerializer(partial=True), responses=ModelSerializer)
     def partial_update(self, request: Request, name: str) -> Response:
-        """Change how a model is served: timeout, batching, breaker, cache, where its unit is."""
+        """Change serving settings: timeout, batching, breaker, cache, unit key."""
         model = self.get_object()
         require_role(request.user, model, Role.ADMIN)
-        given = ModelSerializer(model, data=request.data, partial=True)
-        given.is_valid(raise_exception=True)
+        serializer = ModelSerializer(model, data=request.data, partial=True)
+        serializer.is_valid(raise_exception=True)
         row = change_settings(
-            model=model, actor=actor_of(request), now=database_now(), **given.validated_data
+            model=model, actor=actor_of(request), now=database_now(), **serializer.validated_data
         )
         return Response(ModelSerializer(row).data)
 
@@ -66,14 +66,14 @@ class ServedModelViewSet(ServingHistoryMixin, RetirementViewSet):
         url_name="version-warmup",
     )
     def warmup(self, request: Request, name: str, number: str) -> Response:
-        """Set what a version must have answered before it gets traffic."""
+        """Set the requests that a version must answer before it gets traffic."""
         version = self.find_version(number)
         require_role(request.user, version.model, Role.ADMIN)
-        given = WarmupSerializer(data=request.data)
-        given.is_valid(raise_exception=True)
+        serializer = WarmupSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
         change_warmup(
             version=version,
-            requests=given.validated_data["requests"],
+            requests=serializer.validated_data["requests"],
             actor=actor_of(request),
             now=database_now(),
         )
@@ -81,7 +81,7 @@ class ServedModelViewSet(ServingHistoryMixin, RetirementViewSet):
 
 
 class TenantViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Tenant]):
-    """Who may ask for predictions: quotas, and the API keys that applications show."""
+    """Tenants: quotas and API keys of the applications that request predictions."""
 
     queryset = Tenant.objects.annotate(
         active_keys=Count("keys", filter=Q(keys__revoked_at=None))
@@ -92,29 +92,29 @@ class TenantViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVie
 
     @extend_schema(request=TenantSerializer, responses={201: TenantSerializer})
     def create(self, request: Request) -> Response:
-        """Make a tenant; it is counted and limited once it has an API key."""
+        """Create a tenant. Its quota applies once it has an API key."""
         require_role(request.user, None, Role.ADMIN)
-        given = TenantSerializer(data=request.data)
-        given.is_valid(raise_exception=True)
+        serializer = TenantSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
         tenant = tenants.create_tenant(
-            **given.validated_data, actor=actor_of(request), now=database_now()
+            **serializer.validated_data, actor=actor_of(request), now=database_now()
         )
-        return Response(self._shown(tenant), status=status.HTTP_201_CREATED)
+        return Response(self._response_data(tenant), status=status.HTTP_201_CREATED)
 
     @extend_schema(request=QuotaSerializer(partial=True), responses=TenantSerializer)
     def partial_update(self, request: Request, name: str) -> Response:
-        """Change a tenant's quota."""
+        """Change the quota of a tenant."""
         tenant = self.get_object()
         require_role(request.user, None, Role.ADMIN)
-        given = QuotaSerializer(tenant, data=request.data, partial=True)
-        given.is_valid(raise_exception=True)
+        serializer = QuotaSerializer(tenant, data=request.data, partial=True)
+        serializer.is_valid(raise_exception=True)
         tenants.change_quota(
-            tenant=tenant, **given.validated_data, actor=actor_of(request), now=database_now()
+            tenant=tenant, **serializer.validated_data, actor=actor_of(request), now=database_now()
         )
-        return Response(self._shown(tenant))
+        return Response(self._response_data(tenant))
 
     def destroy(self, request: Request, name: str) -> Response:
-        """Delete a tenant and its API keys: whoever shows one of them is refused."""
+        """Delete a tenant and its API keys. Requests with these keys are refused."""
         tenant = self.get_object()
         require_role(request.user, None, Role.ADMIN)
         tenants.delete_tenant(tenant=tenant, actor=actor_of(request), now=database_now())
@@ -123,7 +123,7 @@ class TenantViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVie
     @extend_schema(responses=ApiKeySerializer(many=True))
     @action(detail=True)
     def keys(self, request: Request, name: str) -> Response:
-        """The tenant's API keys, the newest first, with those that are revoked."""
+        """List the API keys of a tenant, newest first, revoked ones included."""
         rows: QuerySet[Any] = self._keys().order_by("-id")
         page = self.paginate_queryset(rows)
         return self.get_paginated_response(ApiKeySerializer(page, many=True).data)
@@ -131,15 +131,15 @@ class TenantViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVie
     @extend_schema(request=ApiKeySerializer, responses={201: NewApiKeySerializer})
     @keys.mapping.post
     def create_key(self, request: Request, name: str) -> Response:
-        """Make an API key. The key itself stands in this answer only, and is kept nowhere."""
+        """Create an API key. Only this response contains the key; it is not stored."""
         tenant = self.get_object()
         require_role(request.user, None, Role.ADMIN)
-        given = ApiKeySerializer(data=request.data)
-        given.is_valid(raise_exception=True)
+        serializer = ApiKeySerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
         key, secret = tenants.create_key(
             tenant=tenant,
-            name=given.validated_data["name"],
-            models=given.validated_data.get("opens", ()),
+            name=serializer.validated_data["name"],
+            models=serializer.validated_data.get("opens", ()),
             actor=actor_of(request),
             now=database_now(),
         )
@@ -155,7 +155,7 @@ class TenantViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVie
         url_name="key-revoke",
     )
     def revoke_key(self, request: Request, name: str, key_id: str) -> Response:
-        """Make an API key open nothing any more; data planes are told at once."""
+        """Revoke an API key. Data planes get the new routing table at once."""
         key = self._keys().filter(pk=int(key_id)).first()
         if key is None:
             raise NotFound(f"{name} has no API key {key_id}.")
@@ -166,12 +166,12 @@ class TenantViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericVie
     def _keys(self) -> QuerySet[ApiKey]:
         return self.get_object().keys.select_related("tenant")
 
-    def _shown(self, tenant: Tenant) -> Any:
+    def _response_data(self, tenant: Tenant) -> Any:
         return TenantSerializer(self.get_queryset().get(pk=tenant.pk)).data
 
 
 class ServingPolicyView(APIView):
-    """What holds for every request of every model."""
+    """The policy of all requests of all models."""
 
     @extend_schema(responses=ServingPolicySerializer)
     def get(self, request: Request) -> Response:
@@ -179,12 +179,12 @@ class ServingPolicyView(APIView):
 
     @extend_schema(request=ServingPolicySerializer, responses=ServingPolicySerializer)
     def put(self, request: Request) -> Response:
-        """Refuse requests that bring no API key, or answer them as nobody's."""
+        """Require an API key of all requests, or answer requests without one anonymously."""
         require_role(request.user, None, Role.ADMIN)
-        given = ServingPolicySerializer(data=request.data)
-        given.is_valid(raise_exception=True)
+        serializer = ServingPolicySerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
         tenants.require_keys(
-            required=given.validated_data["key_required"],
+            required=serializer.validated_data["key_required"],
             actor=actor_of(request),
             now=database_now(),
         )

@@ -1,6 +1,6 @@
-"""Forms of what changes how requests are served: a model's settings, warm-up, tenants, API keys.
+"""Forms of model settings, warm-up requests, tenants and API keys.
 
-Limits stand in the models' fields; the services decide.
+Field limits come from the database models; the services validate.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CACHE_OFF, CACHE_OWN, CACHE_SHARED = "off", "own", "shared"
 
 
 class SettingsForm(ModelFormOfSettings):
-    """How a model is served; read it with `settings`, it saves nothing."""
+    """Serving settings of a model. Read the result with `settings`; the form saves nothing."""
 
     cache = forms.ChoiceField(
         label="Cache",
@@ -39,10 +39,10 @@ class SettingsForm(ModelFormOfSettings):
             (CACHE_OWN, "In each instance"),
             (CACHE_SHARED, "In each instance and in Redis"),
         ],
-        help_text="The same input may get the same answer again, from the same version.",
+        help_text="Equal requests may get a cached response of the same version.",
     )
 
-    # What belongs to the cache stands together.
+    # The cache fields are shown together.
     field_order = [*SETTINGS[: SETTINGS.index("cache_ttl_s")], "cache", "cache_ttl_s"]
 
     class Meta:
@@ -54,37 +54,37 @@ class SettingsForm(ModelFormOfSettings):
         }
         labels = {
             "timeout_ms": "Timeout, ms",
-            "max_batch_size": "Rows of a batch at most",
-            "max_queue_delay_us": "Longest wait for a batch, µs",
-            "max_queue_size": "Rows waiting at most",
-            "breaker_window": "Breaker: answers looked at",
-            "breaker_failures": "Breaker: failures that open it",
-            "breaker_open_ms": "Breaker: open for, ms",
-            "cache_ttl_s": "Cached answers live, s",
-            "unit_header": "Header with the unit",
-            "unit_parameter": "Request parameter with the unit",
-            "candidate_plan": "Candidates start a rollout by",
+            "max_batch_size": "Maximum batch size, rows",
+            "max_queue_delay_us": "Maximum batching delay, µs",
+            "max_queue_size": "Maximum queue size, rows",
+            "breaker_window": "Breaker: window, responses",
+            "breaker_failures": "Breaker: failures to open",
+            "breaker_open_ms": "Breaker: open time, ms",
+            "cache_ttl_s": "Cache lifetime, s",
+            "unit_header": "Unit header",
+            "unit_parameter": "Unit request parameter",
+            "candidate_plan": "Plan for candidates",
         }
         help_texts = {
-            "timeout_ms": "A request that cannot be answered by then is refused.",
-            "max_batch_size": "Takes effect in Triton when a version is loaded.",
-            "max_queue_delay_us": "A row waits no longer for others; an idle version is asked at "
-            "once.",
-            "max_queue_size": "Beyond it the answer is 503 at once. At least one batch.",
-            "breaker_window": "Of a version's last so many answers …",
-            "breaker_failures": "… so many failures send its traffic back to stable …",
-            "breaker_open_ms": "… for so long, before it is tried again.",
-            "cache_ttl_s": "Needed unless the cache is off.",
-            "candidate_plan": "Whenever the alias candidate moves, in MLflow or here.",
+            "timeout_ms": "A request without a response by then is refused.",
+            "max_batch_size": "Triton applies it when it loads a version.",
+            "max_queue_delay_us": "The maximum time that a row waits for others. An idle version "
+            "gets it at once.",
+            "max_queue_size": "When it is full, requests get 503 at once. At least one batch.",
+            "breaker_window": "The number of recent responses per version that count.",
+            "breaker_failures": "At this number of failures its traffic goes to stable.",
+            "breaker_open_ms": "How long it stays open before the version is tried again.",
+            "cache_ttl_s": "Required unless the cache is off.",
+            "candidate_plan": "Starts a rollout when the alias candidate moves, in MLflow or here.",
         }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.instance.cache_ttl_s is not None:
             self.initial["cache"] = CACHE_SHARED if self.instance.cache_shared else CACHE_OWN
-        # The name that is set stays to be chosen, so that a plan renamed meanwhile shows.
+        # The current value stays a choice, so that a renamed plan is visible.
         names = {*plan_names(), self.instance.candidate_plan} - {""}
-        choices = [("", "None: nothing starts"), *((name, name) for name in sorted(names))]
+        choices = [("", "None: do not start"), *((name, name) for name in sorted(names))]
         self.fields["candidate_plan"].widget.choices = choices
 
     def clean(self) -> dict[str, Any]:
@@ -92,26 +92,27 @@ class SettingsForm(ModelFormOfSettings):
         if data.get("cache") == CACHE_OFF:
             data["cache_ttl_s"] = None
         elif data.get("cache_ttl_s") is None and "cache_ttl_s" not in self.errors:
-            self.add_error("cache_ttl_s", "Say how long an answer may be given again.")
+            self.add_error("cache_ttl_s", "Enter the cache lifetime.")
         return data
 
     def settings(self) -> dict[str, Any]:
-        """Return what was typed, by the names that the service takes."""
+        """Return the values by the parameter names of the service."""
         data = self.cleaned_data
         shared = data["cache"] == CACHE_SHARED
         return {**{name: data[name] for name in self.Meta.fields}, "cache_shared": shared}
 
 
 class WarmupForm(forms.Form):
-    """The warm-up requests of a version, as JSON."""
+    """The warm-up requests of a version as JSON."""
 
     requests = forms.CharField(
         label="Requests",
         required=False,
-        # What is too large is refused by the service, in its words.
+        # The service refuses values that are too large, with its own message.
         max_length=4 * WARMUP_BYTES_MAX,
         widget=forms.Textarea(attrs={"rows": 16, "class": "mono", "spellcheck": "false"}),
-        help_text="A list of requests, each a list of inputs with name, datatype, shape and data. "
+        help_text="A list of requests; each is a list of inputs with name, datatype, shape and "
+        f"data. "
         f"At most {WARMUP_BYTES_MAX // 1024} KiB. Empty: one request of zeros.",
     )
 
@@ -128,21 +129,21 @@ class WarmupForm(forms.Form):
 
 
 class QuotaForm(ModelFormOfTenant):
-    """How much a tenant may ask; read `cleaned_data`, it saves nothing."""
+    """The quota of a tenant. Read `cleaned_data`; the form saves nothing."""
 
     class Meta:
         model = Tenant
         fields = list(QUOTA)
         labels = {
             "requests_per_s": "Requests per second",
-            "burst": "Requests at once",
-            "concurrency_max": "Requests under way at most",
+            "burst": "Burst, requests",
+            "concurrency_max": "Maximum concurrent requests",
         }
         help_texts = {
             "requests_per_s": "Empty: no limit.",
-            "burst": "After a rest. Empty: as many as a second brings.",
+            "burst": "After an idle time. Empty: the requests of one second.",
             "concurrency_max": "Empty: no limit.",
-            "priority": "When there is too much to do, low waits longest; it is never starved.",
+            "priority": "Under overload, low priority waits longest, but is never starved.",
         }
 
 
@@ -153,9 +154,11 @@ class TenantForm(QuotaForm):
 
 
 class KeyForm(forms.Form):
-    name = forms.CharField(max_length=100, help_text="Which application will use it, and where.")
+    name = forms.CharField(
+        max_length=100, help_text="The application that uses the key, and where."
+    )
     models = forms.MultipleChoiceField(
-        required=False, help_text="The models that it opens. None chosen: all of them."
+        required=False, help_text="The models that the key may use. No selection: all models."
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -1,7 +1,7 @@
-"""From when on each model was served how, and who decided it: what served `digits` at 14:05?
+"""The serving history: what served a model at a time, and who decided it.
 
-Every table that is published leaves a row for each model whose stable version, split or shadow it
-changes, in the same transaction. Rows are never changed or pruned.
+Every publication stores a row for each model whose stable version, split or shadow it changes, in
+the same transaction. Rows are never changed or pruned.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from django.db.models import QuerySet
 from apps.rollouts.models import PublishedTable, ServingChange
 from contract.routing import ModelRoute, RoutingTable
 
-# A look into the index for each model, however long their histories are.
+# One index lookup per model, independent of the length of its history.
 LATEST = """
     SELECT model.name, latest.stable, latest.split::text, latest.shadow::text
     FROM registry_registeredmodel AS model, LATERAL (
@@ -33,13 +33,13 @@ NOTHING: Served = ("", None, None)
 def record_changes(
     table: RoutingTable, stored: PublishedTable, causes: Mapping[str, tuple[str, str]]
 ) -> int:
-    """Write a row for each model that `table` serves in another way; return how many.
+    """Store a row for each model whose serving `table` changes; return their number.
 
-    `causes` are the reasons and actors by model; models without one have those of the `stored`
-    table. Runs in the transaction, and under the lock, that publishes the table.
+    `causes` maps model names to reason and actor; other models get those of the `stored` table.
+    Runs in the transaction, and under the lock, of the publication.
     """
     before = _latest()
-    whole = (stored.reason, stored.actor)
+    default = (stored.reason, stored.actor)
     rows = [
         ServingChange(
             model_name=name,
@@ -48,8 +48,8 @@ def record_changes(
             stable=stable,
             split=split,
             shadow=shadow,
-            reason=causes.get(name, whole)[0],
-            actor=causes.get(name, whole)[1],
+            reason=causes.get(name, default)[0],
+            actor=causes.get(name, default)[1],
         )
         for name, (stable, split, shadow) in _changed(before, table)
     ]
@@ -85,15 +85,15 @@ def _latest() -> dict[str, Served]:
 
 
 def _parsed(text: str | None) -> Any:
-    # A JSON null is what Django stores for None.
+    # Django stores None as JSON null.
     return None if text is None else msgspec.json.decode(text)
 
 
 def serving_at(model_name: str, at: datetime) -> ServingChange | None:
-    """Return what served a model at an instant, and who had decided it; None before the first."""
+    """Return the change in effect at a time; None before the first one."""
     return history_of(model_name).filter(at__lte=at).first()
 
 
 def history_of(model_name: str) -> QuerySet[ServingChange]:
-    """Return how a model was served, the latest first."""
+    """Return the changes of a model, newest first."""
     return ServingChange.objects.filter(model_name=model_name).order_by("-id")

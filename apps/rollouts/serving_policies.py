@@ -1,6 +1,6 @@
-"""Changes how a model is served: its limits, batching, breaker, cache, and its warm-up requests.
+"""Changes serving settings and warm-up requests.
 
-Each change is one transaction with its audit entry and the routing table that it makes.
+Each change is one transaction with its audit entry and the new routing table.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ SETTINGS = ("description", *SERVING_SETTINGS, "candidate_plan")
 def change_settings(
     *, model: RegisteredModel, actor: Actor, now: datetime, **settings: Any
 ) -> RegisteredModel:
-    """Change the named settings of `model`, any of SETTINGS; return its row.
+    """Change the given settings of `model`, any of SETTINGS; return its row.
 
     Raises:
-        Invalid: a value is out of its range, or two of them contradict each other; nothing was
-            changed.
+        Invalid: a value is out of range, or two values are inconsistent; nothing was changed.
     """
     row = RegisteredModel.objects.select_for_update(of=("self",)).get(pk=model.pk)
     changed = {name: value for name, value in settings.items() if getattr(row, name) != value}
@@ -43,8 +42,8 @@ def change_settings(
     check_plan_name(row.candidate_plan)
     if row.max_queue_size < row.max_batch_size:
         raise Invalid(
-            f"max_queue_size: {row.max_queue_size} rows may wait, fewer than one batch of "
-            f"{row.max_batch_size} (max_batch_size)."
+            f"max_queue_size: {row.max_queue_size} is less than max_batch_size "
+            f"({row.max_batch_size})."
         )
     row.save(update_fields=list(changed))
     record_audit(actor=actor, action="model.changed", target=row.name, before=before, after=changed)
@@ -56,10 +55,10 @@ def change_settings(
 def change_warmup(
     *, version: ModelVersion, requests: Any, actor: Actor, now: datetime
 ) -> ModelVersion:
-    """Set the warm-up requests of `version`; an empty list stands for one request of zeros.
+    """Set the warm-up requests of `version`; an empty list means one request of zeros.
 
     Raises:
-        Invalid: they do not fit the version's signature or are too large; nothing was changed.
+        Invalid: they do not match the signature or are too large; nothing was changed.
     """
     row = (
         ModelVersion.objects.select_for_update(of=("self",))

@@ -1,4 +1,4 @@
-"""Pages at the root about what serves: the overview, a model, the fleet, who may ask."""
+"""URLs of the overview, models, the fleet and tenants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads what a routing table is made from; a handful of queries, however many models there are."""
+"""Reads the input of a routing table in a fixed number of queries, for any number of models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from apps.rollouts.routing import ModelSnapshot, Snapshot, VersionSnapshot
 from contract.refusals import MetricRule
 from contract.routing import Batching, Breaker, Cache, Cluster, Tenant, UnitKey
 
-# Columns instead of rows of several tables: with thousands of models that is most of the time.
+# Columns instead of model instances: with thousands of models these dominate the time.
 MODEL_COLUMNS = (
     "pk",
     "name",
@@ -39,7 +39,7 @@ VERSION_COLUMNS = (
     "version__model_id",
     "version__model__name",
     "version__number",
-    # As text: most versions share their signature with others, and it is read once for all.
+    # As text: versions often have equal signatures, which are parsed once.
     Cast("version__signature", TextField()),
     "version__batched",
     Cast("version__warmup", TextField()),
@@ -48,12 +48,12 @@ VERSION_COLUMNS = (
     "state",
 )
 
-# Returns what outcomes may say of each metric; the app that has metrics puts it here.
+# Returns the outcome rule of each metric; the app experiments registers it here.
 METRICS: list[Callable[[], dict[str, MetricRule]]] = []
 
 
 def read_snapshot() -> Snapshot:
-    """Return what the current transaction sees of all models, clusters, tenants and keys."""
+    """Return all models, clusters, tenants and keys of the current transaction."""
     placed = _placed_versions()
     models = RegisteredModel.objects.order_by("name").values(*MODEL_COLUMNS)
     policy = ServingPolicy.objects.first()
@@ -70,12 +70,12 @@ def read_snapshot() -> Snapshot:
 
 
 def _id_secret() -> str:
-    """Return what seals the ids of answers: the same for all data planes, as long as the key is."""
+    """Return the secret that signs response ids, derived from SECRET_KEY for all data planes."""
     return salted_hmac("interlock.request-ids", "", algorithm="sha256").hexdigest()
 
 
 def _placed_versions() -> dict[int, list[VersionSnapshot]]:
-    """Return the versions that are on a cluster, by their model's primary key."""
+    """Return the deployed versions by the primary key of their model."""
     placed: dict[int, list[VersionSnapshot]] = {}
     signatures: dict[str, dict[str, Any]] = {}
     rows = Deployment.objects.exclude(state=DeploymentState.ABSENT).order_by("pk")

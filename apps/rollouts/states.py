@@ -1,9 +1,9 @@
-"""The life of a rollout.
+"""Phases of a rollout and their transitions.
 
-Rules: `baking` is the only phase in which weight rises; `paused` keeps its weight and its guardrail
-checks; every live phase may go to `rolling_back`, which is how an abort always wins; `preparing`
-may go straight to `promoting` when there is nothing to compare with (a model's first version, an
-instant rollback); only `preparing` may fail, because until then no traffic has moved.
+Rules: weight rises only in `baking`; `paused` keeps weight and guardrail checks; every live phase
+may go to `rolling_back`, so that an abort is always possible; `preparing` may go straight to
+`promoting` without a control to compare with (first version, instant rollback); only `preparing`
+may fail, because no traffic has moved yet.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PHASE_TRANSITIONS: Transitions[Phase] = Transitions(
     {
         P.PENDING: frozenset({P.PREPARING, P.ROLLING_BACK}),
         P.PREPARING: frozenset({P.BAKING, P.PROMOTING, P.ROLLING_BACK, P.FAILED}),
-        # baking → baking is a step: the next weight, or a resumed one.
+        # baking → baking: the next step, or an approval.
         P.BAKING: frozenset({P.BAKING, P.PAUSED, P.PROMOTING, P.ROLLING_BACK}),
         P.PAUSED: frozenset({P.BAKING, P.PROMOTING, P.ROLLING_BACK}),
         P.PROMOTING: frozenset({P.SUCCEEDED, P.ROLLING_BACK}),

@@ -1,6 +1,6 @@
-"""The bytes of published tables, kept in the process, and what changed between two of them.
+"""In-process cache of published tables and of deltas between them.
 
-A published table never changes, and its tag names its content: what is kept is never stale.
+A published table never changes and its tag identifies its content, so that entries never go stale.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import TypeVar
 from apps.rollouts.models import PublishedTable
 from contract.deltas import make_delta
 
-# A table of ten thousand models has some ten megabytes; pollers have the newest or one before.
+# A table of 10,000 models has about 10 MB; pollers have the newest table or a recent one.
 DOCUMENTS_MAX = 3
 DELTAS_MAX = 32
 # Generations are below 2^53.
 DIGITS_MAX = 16
-# A delta of more than this share of the whole table is not worth to be put together.
+# A delta above this share of the table size is not sent; the table is sent instead.
 DELTA_SHARE_MAX = 0.5
 
 K = TypeVar("K")
@@ -29,7 +29,7 @@ _deltas: OrderedDict[tuple[str, str], bytes | None] = OrderedDict()
 
 
 def document_of(tag: str) -> bytes | None:
-    """Return the table of `tag`; None where this database does not have it, or no longer."""
+    """Return the table of `tag`; None if it is not in this database (any more)."""
     with _lock:
         if (document := _documents.get(tag)) is not None:
             _documents.move_to_end(tag)
@@ -46,7 +46,7 @@ def document_of(tag: str) -> bytes | None:
 
 
 def delta_to(tag: str, base: str) -> bytes | None:
-    """Return what makes the table of `tag` from that of `base`; None where the whole is better."""
+    """Return the delta from the table `base` to `tag`; None if the whole table is better."""
     with _lock:
         if (tag, base) in _deltas:
             return _deltas[tag, base]

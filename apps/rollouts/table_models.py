@@ -1,4 +1,4 @@
-"""Published routing tables, what they changed, and the epochs of their generations."""
+"""Tables of published routing tables, serving changes and epochs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from apps.models.models import ServingCluster
 
 
 class ServingChange(models.Model):
-    """From when on a model was served how, and who decided it. Appended, never changed."""
+    """How a model was served from `at` on, and who decided it. Append-only."""
 
     model_name = models.CharField(max_length=100)
     at = models.DateTimeField()
@@ -41,15 +41,15 @@ class PublishedTable(models.Model):
 
     @property
     def tag(self) -> str:
-        """What tells it from every other table, also from one of its number in another database."""
+        """A unique tag, also among tables with this generation in other databases."""
         return f"{self.generation}-{self.digest[:16]}"
 
 
 class Epoch(models.Model):
-    """Since when generations have this epoch, and why: the database was restored.
+    """The start of an epoch after a restore of the database.
 
-    Generations above `restored_generation` and below this epoch's were published from the database
-    that was lost. This one knows nothing of them, and nothing that was measured under them counts.
+    Generations above `restored_generation` and below those of this epoch were published from the
+    lost database. They are unknown here, and measurements under them do not count.
     """
 
     number = models.PositiveIntegerField(primary_key=True)
@@ -63,7 +63,7 @@ class Epoch(models.Model):
 
 
 class ClusterOrigin(models.Model):
-    """What bootstrap last gave a cluster, from the environment: what differs, people changed."""
+    """The last values of a cluster from the environment; differing ones were changed by people."""
 
     cluster = models.OneToOneField(ServingCluster, on_delete=models.CASCADE, primary_key=True)
     endpoints = models.JSONField()

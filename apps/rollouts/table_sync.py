@@ -1,7 +1,7 @@
-"""Publishes what changed without a rollout: a deployment that became ready, a model's settings.
+"""Publishes changes that no rollout made: ready deployments, model settings.
 
-Level-triggered, and cheap while nothing changes: compiling the table of ten thousand models each
-second would keep half a core busy, so the versions of the rows are looked at first.
+Level-triggered, and cheap while nothing changes: compiling the table of 10,000 models every second
+would use half a core, so row versions are compared first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from apps.models.models import (
 from apps.rollouts.models import PublishedTable
 from apps.rollouts.publication import publish_table
 
-# All that `snapshots.read_snapshot` reads, and what came of it.
+# All tables that `snapshots.read_snapshot` reads, and its result.
 READ: tuple[type[Model], ...] = (
     ApiKey,
     Deployment,
@@ -36,35 +36,35 @@ READ: tuple[type[Model], ...] = (
     ServingPolicy,
     Tenant,
 )
-# The last belongs to an app above this one, which hands it to the snapshot.
+# The app experiments, which depends on this one, adds its metrics to the snapshot.
 WATCHED = (*(table._meta.db_table for table in READ), "experiments_metric")
-# PostgreSQL gives a row another (ctid, xmin) each time it is written, by whomever.
+# PostgreSQL changes (ctid, xmin) of a row with each write.
 STATE = "\nUNION ALL\n".join(
-    f"SELECT {position}, count(*), sum(hashtextextended(ctid::text || xmin::text, 0))"  # noqa: S608 (tables of ours)
+    f"SELECT {position}, count(*), sum(hashtextextended(ctid::text || xmin::text, 0))"  # noqa: S608 (own table names)
     f' FROM "{table}"'
     for position, table in enumerate(WATCHED)
 )
 State = list[tuple[int, ...]]
 
-# The state of the rows when this process last saw that the table says what they say.
-_seen: State | None = None
+# The state of the rows when this process last published or found the table unchanged.
+_published_state: State | None = None
 
 
 def publish_drift() -> bool:
-    """Publish the table if it no longer says what the rows say; False when no row had changed."""
-    global _seen
+    """Publish the table if rows changed; return False when no row changed."""
+    global _published_state
     with transaction.atomic():
-        # Read before the rows are: what is written in between is looked at once more.
+        # Read before the rows: a write in between is handled by the next call.
         state = read_state()
-        if state == _seen:
+        if state == _published_state:
             return False
         publish_table(reason="reconciled", actor=INTERLOCK, now=database_now())
-    _seen = state
+    _published_state = state
     return True
 
 
 def read_state() -> State:
-    """Return what differs as soon as somebody wrote a row that the table is made from."""
+    """Return a fingerprint that changes with each write to a watched row."""
     with connection.cursor() as cursor:
         cursor.execute(STATE)
         return sorted(tuple(int(value or 0) for value in row) for row in cursor.fetchall())

@@ -1,4 +1,4 @@
-"""Celery's ticks over rollouts. Each does what is due and returns; beat calls again."""
+"""Celery tasks of rollouts. Celery beat calls each one periodically."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def start_candidates_task() -> None:
 
 @shared_task(name="rollouts.prune")
 def prune_task() -> None:
-    """Delete old tables; what goes by its age is dropped by `controlplane.retention`."""
-    # By their number and not by their generation, which leaps where an epoch begins.
+    """Delete old routing tables; `controlplane.retention` deletes rows by age."""
+    # By count and not by generation, which jumps at the start of an epoch.
     kept = PublishedTable.objects.order_by("-generation").values_list("generation", flat=True)
     for oldest in kept[KEEP_TABLES - 1 : KEEP_TABLES]:
         PublishedTable.objects.filter(generation__lt=oldest).delete()

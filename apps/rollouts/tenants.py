@@ -1,7 +1,7 @@
-"""Who may ask for predictions: tenants, their quotas and API keys, and whether a key is required.
+"""Writes on tenants, quotas, API keys and the policy whether a key is required.
 
-Each change is one transaction with its audit entry and the routing table that it makes, so that a
-revoked key is refused as soon as the data planes have the table.
+Each change is one transaction with its audit entry and the new routing table, so that a revoked
+key is refused as soon as the data planes have the table.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ def _quota_of(tenant: Tenant) -> dict[str, Any]:
 
 @transaction.atomic
 def create_tenant(*, name: str, actor: Actor, now: datetime, **quota: Any) -> Tenant:
-    """Make a tenant. `quota`: requests_per_s, burst, concurrency_max, priority; None is no limit.
+    """Create a tenant. `quota`: requests_per_s, burst, concurrency_max, priority; None: no limit.
 
-    It gets its traffic counted and limited once it has an API key.
+    Its traffic is counted and limited once it has an API key.
 
     Raises:
-        Invalid: a value is out of its range.
+        Invalid: a value is out of range.
         Conflict: another tenant has that name.
     """
     tenant = Tenant(name=name, **quota)
     check_row(tenant, ("name", *QUOTA))
     if Tenant.objects.filter(name=name).exists():
-        raise Conflict(f"There is a tenant {name!r} already.")
+        raise Conflict(f"A tenant named {name!r} already exists.")
     tenant.save()
     record_audit(actor=actor, action="tenant.created", target=name, after=_quota_of(tenant))
     publish_table(reason=f"tenant {name} created", actor=actor, now=now)
@@ -53,10 +53,10 @@ def create_tenant(*, name: str, actor: Actor, now: datetime, **quota: Any) -> Te
 
 @transaction.atomic
 def change_quota(*, tenant: Tenant, actor: Actor, now: datetime, **quota: Any) -> Tenant:
-    """Change what of the quota is named; it holds from the next table on.
+    """Change the given values of the quota, from the next table on.
 
     Raises:
-        Invalid: a value is out of its range; nothing was changed.
+        Invalid: a value is out of range; nothing was changed.
     """
     row = Tenant.objects.select_for_update().get(pk=tenant.pk)
     before = _quota_of(row)
@@ -77,7 +77,7 @@ def change_quota(*, tenant: Tenant, actor: Actor, now: datetime, **quota: Any) -
 
 @transaction.atomic
 def delete_tenant(*, tenant: Tenant, actor: Actor, now: datetime) -> None:
-    """Delete a tenant and its API keys: whoever shows one of them is refused from now on."""
+    """Delete a tenant and its API keys. Requests with these keys are refused from now on."""
     before = {**_quota_of(tenant), "keys": [str(key) for key in active_keys(tenant)]}
     tenant.delete()
     record_audit(actor=actor, action="tenant.deleted", target=tenant.name, before=before)
@@ -85,7 +85,7 @@ def delete_tenant(*, tenant: Tenant, actor: Actor, now: datetime) -> None:
 
 
 def active_keys(tenant: Tenant) -> list[ApiKey]:
-    """Return the tenant's keys that are not revoked, the newest first."""
+    """Return the keys of the tenant that are not revoked, newest first."""
     return list(tenant.keys.filter(revoked_at=None).select_related("tenant"))
 
 
@@ -93,18 +93,20 @@ def active_keys(tenant: Tenant) -> list[ApiKey]:
 def create_key(
     *, tenant: Tenant, name: str, actor: Actor, now: datetime, models: Sequence[str] = ()
 ) -> tuple[ApiKey, str]:
-    """Make an API key; return it and the key itself, which nobody can read again.
+    """Create an API key; return its row and the secret, which cannot be read again.
 
-    It opens `models` alone, and all of them where none is named. What a key opens never changes.
+    The key is valid for `models`; without any, for all models. This never changes.
 
     Raises:
-        Invalid: the name is empty or too long, or there is no such model.
-        Conflict: the tenant has as many active keys as it may have.
+        Invalid: the name is empty or too long, or a model does not exist.
+        Conflict: the tenant already has KEYS_MAX active keys.
     """
-    # The lock makes the count hold.
+    # The lock keeps the count valid.
     tenant = Tenant.objects.select_for_update().get(pk=tenant.pk)
     if tenant.keys.filter(revoked_at=None).count() >= KEYS_MAX:
-        raise Conflict(f"{tenant.name} has {KEYS_MAX} active API keys: revoke one first.")
+        raise Conflict(
+            f"{tenant.name} already has {KEYS_MAX} active API keys, the maximum; revoke one first."
+        )
     secret = KEY_PREFIX + secrets.token_urlsafe(32)
     key = ApiKey(
         tenant=tenant,
@@ -124,17 +126,17 @@ def create_key(
 
 
 def _existing(names: Sequence[str]) -> list[str]:
-    """Return the names in order, each once. Raises Invalid for one of no model."""
-    asked = set(names)
-    known = set(RegisteredModel.objects.filter(name__in=asked).values_list("name", flat=True))
-    if unknown := sorted(asked - known):
+    """Return the sorted distinct names. Raises Invalid for an unknown model."""
+    distinct = set(names)
+    known = set(RegisteredModel.objects.filter(name__in=distinct).values_list("name", flat=True))
+    if unknown := sorted(distinct - known):
         raise Invalid(f"models: there is no model {unknown[0][:100]!r}.")
-    return sorted(asked)
+    return sorted(distinct)
 
 
 @transaction.atomic
 def revoke_key(*, key: ApiKey, actor: Actor, now: datetime) -> ApiKey:
-    """Make an API key open nothing any more. Revoking it again changes nothing."""
+    """Revoke an API key. Revoking it again changes nothing."""
     row = ApiKey.objects.select_for_update(of=("self",)).select_related("tenant").get(pk=key.pk)
     if row.revoked_at is None:
         row.revoked_at = now
@@ -145,20 +147,20 @@ def revoke_key(*, key: ApiKey, actor: Actor, now: datetime) -> ApiKey:
 
 
 def is_key_required() -> bool:
-    """Say whether requests without an API key are refused."""
+    """Return whether requests without an API key are refused."""
     return ServingPolicy.objects.filter(key_required=True).exists()
 
 
 @transaction.atomic
 def require_keys(*, required: bool, actor: Actor, now: datetime) -> None:
-    """Refuse requests that bring no API key, or answer them as nobody's.
+    """Require an API key of all requests, or answer requests without one anonymously.
 
     Raises:
-        Conflict: it would refuse every request, as there is no active API key.
+        Conflict: there is no active API key, so that every request would be refused.
     """
     policy, _ = ServingPolicy.objects.select_for_update().get_or_create(pk=1)
     if required and not ApiKey.objects.filter(revoked_at=None).exists():
-        raise Conflict("There is no active API key: requiring one would refuse every request.")
+        raise Conflict("There is no active API key; requiring one would refuse every request.")
     if policy.key_required == required:
         return
     policy.key_required = required
@@ -170,5 +172,5 @@ def require_keys(*, required: bool, actor: Actor, now: datetime) -> None:
         before={"key_required": not required},
         after={"key_required": required},
     )
-    told = "an API key is required" if required else "no API key is required"
-    publish_table(reason=told, actor=actor, now=now)
+    reason = "an API key is required" if required else "no API key is required"
+    publish_table(reason=reason, actor=actor, now=now)

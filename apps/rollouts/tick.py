@@ -1,11 +1,11 @@
-"""The reconciler of rollouts: looks at each live rollout that is due, and publishes once for all.
+"""The reconciler of rollouts: evaluates each live rollout that is due, and publishes once for all.
 
-Level-triggered: a look reads the row, does what its phase asks for, and leaves the rest to the next
-tick. Any worker may die at any instant; the transaction is undone and the next tick repeats it.
+Level-triggered: an evaluation reads the row, does one step by its phase, and leaves the rest to the
+next tick. A worker may die at any time; its transaction is rolled back and the next tick repeats.
 
-A tick has two parts. Each look has a transaction of its own, and puts off what changes what serves.
-Then these moves are made together, with one table for all of them. They hold the publication's lock
-for TOGETHER_S at the most and a compilation longer: so long an abort may have to wait for them.
+A tick has two parts. First each evaluation runs in its own transaction and defers moves that change
+the routing table. Then all moves are applied together with one table. They hold the publication
+lock for at most TOGETHER_S plus one compilation: an abort may have to wait for that time.
 """
 
 from __future__ import annotations
@@ -27,173 +27,173 @@ from apps.rollouts.due_rollouts import Due, find_due
 from apps.rollouts.fleet_status import Roster, read_roster
 from apps.rollouts.metric_providers import ServiceObservations, query_services
 from apps.rollouts.models import Rollout
-from apps.rollouts.phases import tell
+from apps.rollouts.phases import enqueue_event
 from apps.rollouts.publication import one_publication
-from apps.rollouts.stalls import is_to_be_told
+from apps.rollouts.stalls import is_notification_due
 from apps.rollouts.states import LIVE_PHASES
-from apps.rollouts.steps import Look, Move, say, take_step
+from apps.rollouts.steps import Move, StepContext, set_reason, take_step
 
 log = logging.getLogger(__name__)
 
-# A tick begins no look after so much CPU: who waited longest for a look comes first in the next.
-LOOKS_CPU_S = 0.5
+# A tick starts no evaluation after this CPU time; the longest waiting come first in the next.
+EVALUATIONS_CPU_S = 0.5
 TOGETHER_S = 1.0
 
 
 def tick_rollouts() -> int:
-    """Do one step on each live rollout that is due and that nobody else holds; return how many."""
+    """Evaluate each live rollout that is due and not locked; return their number."""
     now = database_now()
     roster = read_roster(now)
     due = find_due(roster)
     tick = Tick(roster, query_services(due.judged, now), [])
-    looked_at = tick.look_at_all(due)
-    for rollout, words in due.waiting:
-        say(rollout, words)
-    _make_all(tick.moves)
-    return looked_at
+    evaluated = tick.evaluate_all(due)
+    for rollout, reason in due.waiting:
+        set_reason(rollout, reason)
+    _apply_all(tick.moves)
+    return evaluated
 
 
 @dataclass(frozen=True)
 class Tick:
-    """The looks of one tick, and the moves that they put off."""
+    """The evaluations of one tick, and the moves that they deferred."""
 
     roster: Roster
-    asked: dict[UUID, ServiceObservations]
+    external: dict[UUID, ServiceObservations]
     moves: list[Move]
 
-    def look_at_all(self, due: Due) -> int:
-        """Look at what is due while there is time; return at how many."""
-        end = process_time() + LOOKS_CPU_S
-        looked_at = sum(map(self._look_at, due.urgent))
-        # Neither what moves nor what is to be judged takes all of the time from the other.
+    def evaluate_all(self, due: Due) -> int:
+        """Evaluate due rollouts while there is time; return their number."""
+        end = process_time() + EVALUATIONS_CPU_S
+        evaluated = sum(map(self._evaluate, due.urgent))
+        # Neither `moved` nor `judged` can use all of the time.
         moved, judged = iter(due.moved), iter(due.judged)
-        for some, until in ((moved, end - LOOKS_CPU_S / 2), (judged, end), (moved, end)):
-            while process_time() < until and (rollout := next(some, None)) is not None:
-                looked_at += self._look_at(rollout)
+        for rollouts, until in ((moved, end - EVALUATIONS_CPU_S / 2), (judged, end), (moved, end)):
+            while process_time() < until and (rollout := next(rollouts, None)) is not None:
+                evaluated += self._evaluate(rollout)
         if next(moved, None) is not None or next(judged, None) is not None:
-            log.info("rollout.tick_full: %d looked at, the others wait", looked_at)
-        return looked_at
+            log.info("rollout.tick_full: %d evaluated, the others wait", evaluated)
+        return evaluated
 
-    def _look_at(self, rollout: Rollout) -> bool:
+    def _evaluate(self, rollout: Rollout) -> bool:
         moves: list[Move] = []
         try:
-            is_looked_at = tick_one(
-                rollout.pk, self.asked.get(rollout.pk), self.roster, moves=moves
+            is_evaluated = tick_one(
+                rollout.pk, self.external.get(rollout.pk), self.roster, moves=moves
             )
         except Conflict as error:
             log.info("rollout.raced %s: %s", rollout.pk, error.message)
             return False
         except Exception:
-            # One rollout's fault must not keep the others from their guardrails.
+            # The error of one rollout must not stop the guardrails of the others.
             log.exception("rollout.tick_failed %s", rollout.pk)
             return False
-        # Only now, that what they were decided from is stored.
+        # Only after the transaction, which stores the evidence of the moves.
         self.moves.extend(moves)
-        return is_looked_at
+        return is_evaluated
 
 
 @transaction.atomic
 def tick_one(
     pk: UUID,
-    asked: ServiceObservations | None = None,
+    external: ServiceObservations | None = None,
     roster: Roster | None = None,
     moves: list[Move] | None = None,
 ) -> bool:
-    """Do one step on one rollout; False when it has ended or somebody else holds it.
+    """Evaluate one rollout; return False when it has ended or is locked.
 
-    What changes what serves is put off into `moves`, or done at once without.
+    Moves that change the routing table are deferred into `moves`; without it they are applied.
     """
-    rollout = _hold(pk)
+    rollout = _try_lock(pk)
     if rollout is None:
         return False
     now = database_now()
-    take_step(rollout, Look(now, roster or read_roster(now), asked, moves))
-    _tell_if_held(rollout, now)
+    take_step(rollout, StepContext(now, roster or read_roster(now), external, moves))
+    _notify_if_stalled(rollout, now)
     return True
 
 
-def _make_all(moves: list[Move]) -> None:
-    """Make the moves, those that go back first."""
+def _apply_all(moves: list[Move]) -> None:
+    """Apply the moves, rollbacks first."""
     left = sorted(moves, key=lambda each: not each.is_urgent)
     while left:
         try:
-            made = _make_together(left)
+            applied = _apply_together(left)
         except Exception:
-            # Together they make a table that cannot be published: find the one, keep the others.
-            log.exception("rollout.together_failed: %d moves are made one by one", len(left))
-            made = len(left)
+            # The joint table cannot be published: only the move that causes it must fail.
+            log.exception("rollout.together_failed: %d moves are applied one by one", len(left))
+            applied = len(left)
             for each in left:
-                _make_alone(each)
-        left = left[made:]
+                _apply_alone(each)
+        left = left[applied:]
 
 
 @transaction.atomic
-def _make_together(moves: list[Move]) -> int:
-    """Make as many moves as there is time for, with one publication; return how many."""
-    until, made = monotonic() + TOGETHER_S, 0
+def _apply_together(moves: list[Move]) -> int:
+    """Apply moves within TOGETHER_S, with one publication; return their number."""
+    until, applied = monotonic() + TOGETHER_S, 0
     with one_publication() as publication:
         for each in moves:
             try:
                 with publication.part(), transaction.atomic():
-                    _make(each)
+                    _apply(each)
             except Conflict as error:
                 log.info("rollout.raced %s: %s", each.rollout_id, error.message)
-            made += 1
+            applied += 1
             if monotonic() > until:
                 break
-    return made
+    return applied
 
 
-def _make_alone(each: Move) -> None:
+def _apply_alone(each: Move) -> None:
     try:
         with transaction.atomic():
-            _make(each)
+            _apply(each)
     except Conflict as error:
         log.info("rollout.raced %s: %s", each.rollout_id, error.message)
     except Exception:
         log.exception("rollout.move_failed %s", each.rollout_id)
 
 
-def _make(each: Move) -> None:
-    """Make a move unless somebody else holds the rollout, or has moved it since."""
-    rollout = _hold(each.rollout_id)
-    if rollout is None or rollout.revision != each.revision or not _hold_registry(rollout):
-        # An abort has come, or comes: where it does not, the next tick looks again.
+def _apply(each: Move) -> None:
+    """Apply a move unless the rollout is locked or has changed since."""
+    rollout = _try_lock(each.rollout_id)
+    if rollout is None or rollout.revision != each.revision or not _try_lock_registry(rollout):
+        # Usually an abort; otherwise the next tick evaluates it again.
         return
-    each.make(rollout, database_now())
+    each.apply(rollout, database_now())
 
 
-def _hold_registry(rollout: Rollout) -> bool:
-    """Lock the models and versions that the move is about; False where somebody else holds one.
+def _try_lock_registry(rollout: Rollout) -> bool:
+    """Lock the models and versions of the move; return False when one is already locked.
 
-    Whoever changes one of them holds its row and then waits for the publication's lock, which we
-    have: waiting for the row would be a deadlock.
+    Other writers lock such a row and then wait for the publication lock, which this transaction
+    holds: waiting for the row would be a deadlock.
     """
     rows = [rollout]
     if rollout.release_id is not None:
         rows = list(Rollout.objects.filter(release=rollout.release_id, phase__in=LIVE_PHASES))
     versions = {row.target_id for row in rows} | {row.baseline_id for row in rows} - {None}
-    return _holds(RegisteredModel, {row.model_id for row in rows}) and _holds(
+    return _try_lock_rows(RegisteredModel, {row.model_id for row in rows}) and _try_lock_rows(
         ModelVersion, versions
     )
 
 
-def _holds(table: type[RegisteredModel | ModelVersion], keys: set[Any]) -> bool:
+def _try_lock_rows(table: type[RegisteredModel | ModelVersion], keys: set[Any]) -> bool:
     rows = table._default_manager.select_for_update(skip_locked=True, no_key=True, of=("self",))
     return len(rows.filter(pk__in=keys).values_list("pk")) == len(keys)
 
 
-def _tell_if_held(rollout: Rollout, now: datetime) -> None:
-    """Let nobody wait unheard: who asked for it is told once of each state that lasts long."""
+def _notify_if_stalled(rollout: Rollout, now: datetime) -> None:
+    """Notify the subscribers of a stalled rollout, once per revision."""
     rollout.refresh_from_db(fields=["phase", "revision", "reason", "step_due_at"])
-    if rollout.is_live and is_to_be_told(rollout, now):
+    if rollout.is_live and is_notification_due(rollout, now):
         rollout.held_told_revision = rollout.revision
         rollout.save(update_fields=["held_told_revision"])
-        tell(rollout, "rollout.held", INTERLOCK, now)
+        enqueue_event(rollout, "rollout.held", INTERLOCK, now)
 
 
-def _hold(pk: UUID) -> Rollout | None:
-    """Lock the row, and with it those of its release; None when it ended or is somebody else's."""
+def _try_lock(pk: UUID) -> Rollout | None:
+    """Lock the row and those of its release; None when it has ended or one is already locked."""
     rows = Rollout.objects.select_for_update(skip_locked=True, of=("self",))
     live = rows.filter(phase__in=LIVE_PHASES)
     related = ("model", "target__model", "baseline__model", "release")

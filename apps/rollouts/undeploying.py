@@ -1,10 +1,9 @@
-"""Takes versions and models that nothing needs out of the way: undeploy, archive, restore, delete.
+"""Undeploys, archives, restores and deletes versions and models that are not in use.
 
-Each locks its model's row for the length of a transaction, and asks then what needs it
-(`apps.rollouts.version_usage`): whoever starts a rollout or an experiment at the same moment either
-comes first and is refused here, or comes second and is refused there. What is loaded leaves in the
-usual order (`apps.rollouts.retirement`); files of what is deleted go after that
-(`apps.models.deletion`).
+Each write locks the row of the model and then checks the usage (`apps.rollouts.version_usage`). A
+rollout or experiment that starts at the same time either comes first, and this write is refused, or
+comes second and is refused itself. `apps.rollouts.retirement` unloads the versions in the safe
+order; then `apps.models.deletion` deletes the files.
 """
 
 from __future__ import annotations
@@ -38,42 +37,42 @@ LOADED = (DeploymentState.READY, DeploymentState.FAILED)
 REASON_MAX = 1_000
 
 
-def hold_model(model: RegisteredModel) -> RegisteredModel:
-    """Return the model's row as it is now, locked until the transaction ends."""
+def lock_model(model: RegisteredModel) -> RegisteredModel:
+    """Return the current row of the model, locked until the transaction ends."""
     rows = RegisteredModel.objects.select_for_update(of=("self",))
     return rows.select_related("stable").get(pk=model.pk)
 
 
-def hold_version(version: ModelVersion) -> ModelVersion:
-    """Return the version's row as it is now, locked, and its model's before it."""
-    model = hold_model(version.model)
+def lock_version(version: ModelVersion) -> ModelVersion:
+    """Return the current row of the version, locked after the row of its model."""
+    model = lock_model(version.model)
     row = ModelVersion.objects.select_for_update(of=("self",)).get(pk=version.pk)
     row.model = model
     return row
 
 
-def drain(versions: list[ModelVersion], why: str, actor: Actor, now: datetime) -> int:
-    """Take what is loaded of `versions` out of the table; return how many leave their servers."""
-    leaving = list(
+def drain(versions: list[ModelVersion], reason: str, actor: Actor, now: datetime) -> int:
+    """Remove loaded `versions` from the table; return the number of draining deployments."""
+    draining = list(
         Deployment.objects.select_for_update(of=("self",))
         .filter(version__in=versions, state__in=LOADED)
         .select_related("version__model", "cluster")
         .order_by("pk")
     )
-    for deployment in leaving:
-        change_deployment(deployment, DeploymentState.DRAINING, why, actor, now)
-    if leaving:
-        names = ", ".join(sorted({str(deployment.version) for deployment in leaving}))
-        generation = publish_table(reason=f"{names} {why}", actor=actor, now=now)
-        Deployment.objects.filter(pk__in=[each.pk for each in leaving]).update(
+    for deployment in draining:
+        change_deployment(deployment, DeploymentState.DRAINING, reason, actor, now)
+    if draining:
+        names = ", ".join(sorted({str(deployment.version) for deployment in draining}))
+        generation = publish_table(reason=f"{names} {reason}", actor=actor, now=now)
+        Deployment.objects.filter(pk__in=[each.pk for each in draining]).update(
             retired_generation=generation
         )
-    return len(leaving)
+    return len(draining)
 
 
-def _refuse(what: str, done: str, needs: list[str]) -> None:
+def _require_unused(subject: str, done: str, needs: list[str]) -> None:
     if needs:
-        raise Conflict(f"{what} cannot be {done}: {'; '.join(needs)}.", needs=needs)
+        raise Conflict(f"{subject} cannot be {done}: {'; '.join(needs)}.", needs=needs)
 
 
 # --- versions ------------------------------------------------------------------------------------
@@ -83,13 +82,13 @@ def _refuse(what: str, done: str, needs: list[str]) -> None:
 def undeploy_version(
     *, version: ModelVersion, actor: Actor, now: datetime, reason: str = ""
 ) -> ModelVersion:
-    """Unload a version that nothing needs; where it is not loaded nothing happens.
+    """Unload a version that is not in use. Does nothing if it is not loaded.
 
     Raises:
-        Conflict: something needs it; the message says what.
+        Conflict: it is in use; the message says by what.
     """
-    row = hold_version(version)
-    _refuse(str(row), "undeployed", needs_of_version(row, now))
+    row = lock_version(version)
+    _require_unused(str(row), "undeployed", needs_of_version(row, now))
     if drain([row], reason or "undeployed", actor, now):
         record_audit(
             actor=actor, action="version.undeployed", target=str(row), after={"reason": reason}
@@ -101,26 +100,26 @@ def undeploy_version(
 def archive_version(
     *, version: ModelVersion, actor: Actor, now: datetime, reason: str = ""
 ) -> ModelVersion:
-    """Unload a version and hide it from lists until it is restored. Repeating it is harmless.
+    """Unload a version and hide it from lists until it is restored. Idempotent.
 
     Raises:
-        Conflict: something needs it, or it is deleted.
+        Conflict: it is in use or deleted.
     """
-    row = hold_version(version)
+    row = lock_version(version)
     if row.is_archived:
         return row
-    _refuse(str(row), "archived", needs_of_version(row, now))
+    _require_unused(str(row), "archived", needs_of_version(row, now))
     return _retire(row, RegistryState.ARCHIVED, "version.archived", reason, actor, now)
 
 
 @transaction.atomic
 def restore_version(*, version: ModelVersion, actor: Actor, now: datetime) -> ModelVersion:
-    """Let an archived version be deployed and promoted again. Repeating it is harmless.
+    """Restore an archived version, so that it can be deployed again. Idempotent.
 
     Raises:
         Conflict: it is deleted.
     """
-    row = hold_version(version)
+    row = lock_version(version)
     if not row.is_active:
         row.save_state(VERSION_TRANSITIONS, RegistryState.ACTIVE, actor=actor, now=now)
         record_audit(actor=actor, action="version.restored", target=str(row))
@@ -131,17 +130,17 @@ def restore_version(*, version: ModelVersion, actor: Actor, now: datetime) -> Mo
 def delete_version(
     *, version: ModelVersion, actor: Actor, now: datetime, reason: str = ""
 ) -> ModelVersion:
-    """Unload a version, then delete its files; what history reads stays. Repeating it is harmless.
+    """Unload a version, then delete its files; its history stays. Idempotent.
 
-    Its number is not given again. Its aliases here go with it.
+    Its number is not reused. Its aliases in Interlock are deleted.
 
     Raises:
-        Conflict: something needs it; the message says what.
+        Conflict: it is in use; the message says by what.
     """
-    row = hold_version(version)
+    row = lock_version(version)
     if row.is_deleted:
         return row
-    _refuse(str(row), "deleted", needs_of_version(row, now))
+    _require_unused(str(row), "deleted", needs_of_version(row, now))
     return _retire(row, RegistryState.DELETING, "version.deletion_began", reason, actor, now)
 
 
@@ -154,7 +153,7 @@ def _retire(
     now: datetime,
 ) -> ModelVersion:
     before = {"state": row.state, "aliases": sorted(row.aliases.values_list("name", flat=True))}
-    _forget_way_back(row)
+    _clear_rollback_target(row)
     drain([row], reason or str(state), actor, now)
     if state == RegistryState.DELETING:
         row.aliases.all().delete()
@@ -165,8 +164,8 @@ def _retire(
     return row
 
 
-def _forget_way_back(row: ModelVersion) -> None:
-    """Nobody may be offered to go back to it, now that its time for that is over."""
+def _clear_rollback_target(row: ModelVersion) -> None:
+    """Remove the version as rollback target of its model."""
     RegisteredModel.objects.filter(pk=row.model_id, previous_stable=row).update(
         previous_stable=None, rollback_until=None
     )
@@ -179,23 +178,22 @@ def _forget_way_back(row: ModelVersion) -> None:
 def undeploy_model(
     *, model: RegisteredModel, actor: Actor, now: datetime, reason: str = ""
 ) -> RegisteredModel:
-    """Take a model that nobody asks for out of service: its stable version is stable no more.
+    """Take a model without traffic out of service: it has no stable version any more.
 
-    From then on who asks for it gets 404, until a version is promoted again. Repeating it is
-    harmless.
+    Requests for it get 404 until a version is promoted again. Idempotent.
 
     Raises:
-        Conflict: something needs it, requests within the last minutes included.
+        Conflict: it is in use, which includes requests in the last 10 minutes.
     """
-    row = hold_model(model)
-    _refuse(row.name, "undeployed", needs_of_service(row, now))
+    row = lock_model(model)
+    _require_unused(row.name, "undeployed", needs_of_service(row, now))
     before = {"stable": row.stable.number if row.stable else None}
     was_stable = row.stable is not None
     row.stable = row.previous_stable = row.rollback_until = None
     row.save(update_fields=["stable", "previous_stable", "rollback_until"])
     Alias.objects.filter(model=row, name=CHAMPION).delete()
-    left = drain(list(row.versions.all()), reason or "model undeployed", actor, now)
-    if was_stable or left:
+    drained = drain(list(row.versions.all()), reason or "model undeployed", actor, now)
+    if was_stable or drained:
         record_audit(
             actor=actor,
             action="model.undeployed",
@@ -210,17 +208,17 @@ def undeploy_model(
 def archive_model(
     *, model: RegisteredModel, actor: Actor, now: datetime, reason: str = ""
 ) -> RegisteredModel:
-    """Unload what is loaded of a model out of service, and hide it. Repeating it is harmless.
+    """Unload all versions of a model that is out of service, and hide it. Idempotent.
 
-    Nothing is imported for it until it is restored.
+    Imports for it stop until it is restored.
 
     Raises:
-        Conflict: it is in service, something needs a version of it, or it is deleted.
+        Conflict: it is in service, one of its versions is in use, or it is deleted.
     """
-    row = hold_model(model)
+    row = lock_model(model)
     if row.is_archived:
         return row
-    _refuse(row.name, "archived", needs_of_model(row, now))
+    _require_unused(row.name, "archived", needs_of_model(row, now))
     drain(list(row.versions.all()), reason or "archived", actor, now)
     row.save_state(MODEL_TRANSITIONS, RegistryState.ARCHIVED, actor=actor, now=now, reason=reason)
     record_audit(actor=actor, action="model.archived", target=row.name, after={"reason": reason})
@@ -229,14 +227,14 @@ def archive_model(
 
 @transaction.atomic
 def restore_model(*, model: RegisteredModel, actor: Actor, now: datetime) -> RegisteredModel:
-    """Show an archived model again, with its versions as they were. Repeating it is harmless.
+    """Restore an archived model with its versions as they were. Idempotent.
 
     Raises:
         Conflict: it is deleted.
     """
-    row = hold_model(model)
+    row = lock_model(model)
     if row.is_deleted:
-        raise Conflict(f"{row.name} is {row.state}: register a version to make the model anew")
+        raise Conflict(f"{row.name} is {row.state}; register a version to create the model again")
     if not row.is_active:
         row.save_state(MODEL_TRANSITIONS, RegistryState.ACTIVE, actor=actor, now=now)
         record_audit(actor=actor, action="model.restored", target=row.name)
@@ -247,17 +245,17 @@ def restore_model(*, model: RegisteredModel, actor: Actor, now: datetime) -> Reg
 def delete_model(
     *, model: RegisteredModel, actor: Actor, now: datetime, reason: str = ""
 ) -> RegisteredModel:
-    """Delete a model that is out of service, with all its versions. Repeating it is harmless.
+    """Delete a model that is out of service, with all its versions. Idempotent.
 
-    Roles on it and its aliases go at once, files when its versions have left their servers.
+    Its roles and aliases are deleted at once, files after its versions are unloaded.
 
     Raises:
-        Conflict: it is in service, or something needs a version of it.
+        Conflict: it is in service, or one of its versions is in use.
     """
-    row = hold_model(model)
+    row = lock_model(model)
     if row.is_deleted:
         return row
-    _refuse(row.name, "deleted", needs_of_model(row, now))
+    _require_unused(row.name, "deleted", needs_of_model(row, now))
     drain(list(row.versions.all()), reason or "deleted", actor, now)
     numbers = []
     for version in row.versions.select_for_update(of=("self",)).kept().order_by("number"):

@@ -1,4 +1,4 @@
-"""Pages under rollouts/: rollouts and the plans that they follow."""
+"""URLs under rollouts/: rollouts, plans, releases and rules."""
 
 from __future__ import annotations
 

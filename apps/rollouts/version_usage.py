@@ -1,6 +1,6 @@
-"""What needs a version, or a model, now: as long as anything does it is not taken away.
+"""Lists the current uses of a version or model, which must not be unloaded while in use.
 
-Each answer is a sentence for people. Apps that build on this one add what they know of by
+Each use is a sentence for people. Apps that depend on this one register their uses with
 `add_finder`, once, when they are loaded.
 """
 
@@ -17,12 +17,12 @@ from apps.rollouts.fleet_status import pins_on, silent_instances
 from apps.rollouts.models import TelemetryRow
 from apps.rollouts.states import LIVE_PHASES
 
-# Who asked for a version so lately may do so again.
+# A version is in use if it got a request within this time.
 VERSION_IDLE = timedelta(minutes=1)
-# A whole model goes only when nobody asked for it for so long.
+# A model can go out of service only without requests for this time.
 MODEL_IDLE = timedelta(minutes=10)
 
-# Returns what of another app needs a model's version, or any of its versions (None).
+# Returns the uses, by another app, of a version of a model, or of any version (None).
 Finder = Callable[[RegisteredModel, ModelVersion | None], list[str]]
 _finders: list[Finder] = []
 
@@ -32,24 +32,24 @@ def add_finder(finder: Finder) -> None:
 
 
 def needs_of_version(version: ModelVersion, now: datetime) -> list[str]:
-    """Return why the version cannot be taken away now; nothing: it can.
+    """Return the current uses of the version.
 
-    Asked under the lock of its model's row the answer holds until that is released.
+    With the row of its model locked, the result is valid until the lock is released.
     """
     model = version.model
     return [
         *_as_stable(version, now),
         *_under_way(model, version),
         *_being_loaded(model, version),
-        *_asked_for(model, version, now, VERSION_IDLE),
+        *_recent_requests(model, version, now, VERSION_IDLE),
     ]
 
 
 def needs_of_service(model: RegisteredModel, now: datetime) -> list[str]:
-    """Return why a model cannot be taken out of service now, its stable version included."""
-    # An instance that is silent may serve it unseen: no traffic would be no news.
+    """Return why a model cannot be taken out of service now."""
+    # A silent instance may serve it without reporting traffic.
     silent = [
-        f"instance {instance.name} is silent, and nobody knows what it answers"
+        f"instance {instance.name} is silent and may still serve it"
         for instance in silent_instances(now)
     ]
     return [
@@ -57,22 +57,22 @@ def needs_of_service(model: RegisteredModel, now: datetime) -> list[str]:
         *_being_loaded(model, None),
         *pins_on(model.name, now),
         *silent,
-        *_asked_for(model, None, now, MODEL_IDLE),
+        *_recent_requests(model, None, now, MODEL_IDLE),
     ]
 
 
 def needs_of_model(model: RegisteredModel, now: datetime) -> list[str]:
-    """Return why a model cannot be archived or deleted now: while it serves, it cannot."""
+    """Return why a model cannot be archived or deleted now; it must be out of service."""
     needs = []
     if model.stable is not None:
         needs.append(f"version {model.stable.number} is stable: undeploy the model first")
     if Registration.objects.filter(model_name=model.name, settled_at=None).exists():
-        needs.append("a registration of a version of it is not settled yet")
+        needs.append("a registration of one of its versions is not complete")
     return [
         *needs,
         *_under_way(model, None),
         *_being_loaded(model, None),
-        *_asked_for(model, None, now, VERSION_IDLE),
+        *_recent_requests(model, None, now, VERSION_IDLE),
     ]
 
 
@@ -87,7 +87,7 @@ def _as_stable(version: ModelVersion, now: datetime) -> list[str]:
 
 
 def _under_way(model: RegisteredModel, version: ModelVersion | None) -> list[str]:
-    """Return the rollouts and experiments that need the version, or any version (None)."""
+    """Return the rollouts and experiments that use the version, or any version (None)."""
     live = model.rollouts.filter(phase__in=LIVE_PHASES).select_related("target")
     if version is not None:
         live = live.filter(Q(target=version) | Q(baseline=version))
@@ -96,12 +96,12 @@ def _under_way(model: RegisteredModel, version: ModelVersion | None) -> list[str
         needs += finder(model, version)
     held = LiveSplit.objects.filter(model=model).first()
     if not needs and held and (version is None or version.pk in held.version_ids):
-        needs.append("a split of the model's traffic holds it")
+        needs.append("a traffic split of the model uses it")
     return needs
 
 
 def _being_loaded(model: RegisteredModel, version: ModelVersion | None) -> list[str]:
-    """A load that is under way cannot be taken back; each has a deadline (DEPLOY_WITHIN_S)."""
+    """Return the loads in progress: they cannot be cancelled, but end by DEPLOY_WITHIN_S."""
     rows = Deployment.objects.filter(
         version__model=model, state__in=(DeploymentState.LOADING, DeploymentState.WARMING)
     )
@@ -111,7 +111,7 @@ def _being_loaded(model: RegisteredModel, version: ModelVersion | None) -> list[
     return [f"{row.version} is {row.state} on {row.cluster.name}" for row in rows]
 
 
-def _asked_for(
+def _recent_requests(
     model: RegisteredModel, version: ModelVersion | None, now: datetime, idle: timedelta
 ) -> list[str]:
     rows = TelemetryRow.objects.filter(model_name=model.name, ended_at__gte=now - idle)
@@ -123,12 +123,12 @@ def _asked_for(
         return []
     minutes = int(idle.total_seconds() // 60)
     span = "minute" if minutes == 1 else f"{minutes} minutes"
-    return [f"it answered {requests:,} request{'s' * (requests != 1)} within the last {span}"]
+    return [f"it answered {requests:,} request{'s' * (requests != 1)} in the last {span}"]
 
 
-def versions_asked_for(now: datetime) -> set[tuple[str, int]]:
-    """Return name and number of the versions that answered somebody of late, by whatever path."""
+def recently_requested_versions(now: datetime) -> set[tuple[str, int]]:
+    """Return model name and number of the versions with requests in the last minute."""
     rows = TelemetryRow.objects.filter(ended_at__gte=now - VERSION_IDLE)
     rows = rows.filter(Q(requests__gt=0) | Q(cache_hits__gt=0))
-    found = rows.values_list("model_name", "version_number").distinct()
-    return {(name, int(number)) for name, number in found if number.isdecimal()}
+    versions = rows.values_list("model_name", "version_number").distinct()
+    return {(name, int(number)) for name, number in versions if number.isdecimal()}

@@ -13,7 +13,7 @@ from apps.lib.clock import database_now
 from apps.models.models import Deployment, ModelVersion, RegisteredModel, ServingCluster
 from apps.models.states import DeploymentState
 from apps.rollouts.models import Plan, Rollout
-from apps.rollouts.phases import enter_step, move
+from apps.rollouts.phases import enter_step, set_phase
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plan_templates import TEMPLATES
 from apps.rollouts.plans import PlanDocument
@@ -116,7 +116,7 @@ def _start(model: RegisteredModel, plan: Plan) -> None:
     now = database_now()
     target = model.versions.get(number=2)
     rollout = start_rollout(model=model, target=target, plan=plan, actor=INTERLOCK, now=now)
-    move(rollout, Phase.PREPARING, "loading", INTERLOCK, now)
+    set_phase(rollout, Phase.PREPARING, "loading", INTERLOCK, now)
     enter_step(rollout, 0, "the target is ready", INTERLOCK, now)
 
 

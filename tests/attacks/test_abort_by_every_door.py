@@ -70,7 +70,7 @@ def test_a_second_abort_after_the_rollback_goes_no_further() -> None:
     send_json(bob, f"{ROLLOUTS}{rollout.pk}/abort/", {})
     again = send_json(bob, f"{ROLLOUTS}{rollout.pk}/abort/", {})
     assert again.status_code == 409
-    assert "is stable no more" in again.json()["error"]["message"]
+    assert "is not stable any more" in again.json()["error"]["message"]
     assert latest().models["digits"].stable == "1"
 
 
@@ -81,9 +81,9 @@ def test_a_later_reason_is_in_the_log_and_the_quarantine() -> None:
     assert send_json(bob, f"{path}abort/", {}).json()["lacks_reason"] is True
     assert send_json(bob, f"{path}reason/", {"reason": " "}).status_code == 400
     report = send_json(bob, f"{path}reason/", {"reason": "wrong labels"}).json()
-    assert (report["lacks_reason"], report["reason"]) == (False, "aborted by hand: wrong labels")
+    assert (report["lacks_reason"], report["reason"]) == (False, "aborted manually: wrong labels")
     assert "wrong labels" in Quarantine.objects.get().reason
-    assert "bob said why: wrong labels." in bob.get(f"{path}explain/").json()["story"][-2]
+    assert "bob gave the reason: wrong labels." in bob.get(f"{path}explain/").json()["story"][-2]
     assert AuditEntry.objects.latest("id").action == "rollout.reason_given"
     assert send_json(bob, f"{path}reason/", {"reason": "twice"}).status_code == 409
 

@@ -18,7 +18,7 @@ from apps.lib.clock import database_now
 from apps.models.access import RANK
 from apps.models.models import ModelRole, ModelVersion, Role
 from apps.rollouts.models import Rollout, RolloutEvent
-from apps.rollouts.phases import enter_step, move
+from apps.rollouts.phases import enter_step, set_phase
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.releases import start_release
@@ -76,7 +76,7 @@ def baking(target: ModelVersion, gates: tuple[str, str]) -> Rollout:
     plan = save_plan(document=PlanDocument(name="gated", steps=steps), is_default=False, actor=ANNA)
     now, starter = database_now(), make_person(STARTER)
     rollout = start_rollout(model=target.model, target=target, plan=plan, actor=starter, now=now)
-    move(rollout, Phase.PREPARING, "loading", ANNA, now)
+    set_phase(rollout, Phase.PREPARING, "loading", ANNA, now)
     enter_step(rollout, 0, "ready", ANNA, now)
     return rollout
 

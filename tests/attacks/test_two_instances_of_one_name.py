@@ -82,7 +82,7 @@ def test_the_second_one_gets_no_table_and_its_reports_are_refused(
     assert report(first, boot="a").status_code == 204
     answers = [report(second, boot="z"), second.get(PULL)]
     assert [answer.status_code for answer in answers] == [409, 409]
-    assert "Another instance called edge is live" in answers[0].json()["error"]["message"]
+    assert "Another instance named edge is live" in answers[0].json()["error"]["message"]
     assert Instance.objects.get().boot == "a"
     assert (report(first).status_code, first.get(PULL).status_code) == (204, 200)
     assert counted() == {("edge", "report", "second"): 1, ("edge", "routing-table", "second"): 1}

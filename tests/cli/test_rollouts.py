@@ -83,7 +83,7 @@ def test_a_started_rollout_is_printed(
 
 TIME = {
     "period": "the last day",
-    "rate": "3 requests an hour",
+    "rate": "3 requests per hour",
     "told": "it would pause for a person in step 1",
     "steps": [{"number": 1, "weight_bp": 500, "told": "about 280 days"}],
 }
@@ -91,7 +91,7 @@ TIME = {
 
 @pytest.mark.parametrize(
     ("times", "output"),
-    [([TIME], "plan careful, 3 requests an hour (the last day): it would"), ([], "no traffic")],
+    [([TIME], "plan careful, 3 requests per hour (the last day): it would"), ([], "no traffic")],
 )
 def test_a_dry_run_starts_nothing_and_prints_the_durations(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], times: Any, output: str

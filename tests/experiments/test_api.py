@@ -139,7 +139,7 @@ def test_the_list_is_filtered_by_model_and_state(operator: APIClient) -> None:
             400,
             "b: version is missing",
         ),
-        ({"colour": "red"}, 400, "colour: There is no such field"),
+        ({"colour": "red"}, 400, "colour: Unknown field"),
         ({"metrics": [{"metric": "accuracy"}]}, 400, "metrics, not both"),
         ({"tenants": ["nobody"]}, 400, "there is no tenant 'nobody'"),
         ({"headers": {"cookie": ["a"]}}, 400, "the values of cookie are secrets"),

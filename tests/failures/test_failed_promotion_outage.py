@@ -13,7 +13,7 @@ import pytest
 from apps.lib.clock import database_now
 from apps.models.states import DeploymentState as State
 from apps.rollouts.models import Rollout
-from apps.rollouts.retirement import RETIRE_AFTER, retire_versions, wanted_versions
+from apps.rollouts.retirement import RETIRE_AFTER, needed_versions, retire_versions
 from apps.rollouts.services import promote_now
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_rollouts
@@ -47,7 +47,7 @@ def test_a_promotion_unloads_nothing_that_an_instance_may_still_call() -> None:
     age_deployments(rollout)
     retire_versions()
     assert rollout.baseline is not None
-    assert rollout.baseline.pk in wanted_versions(database_now())
+    assert rollout.baseline.pk in needed_versions(database_now())
     assert {"1", "2"} <= latest().models["digits"].versions.keys()
     rollout.refresh_from_db()
     # Until every instance has acknowledged, the promotion is not complete and can be aborted.

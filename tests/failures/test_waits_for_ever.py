@@ -14,7 +14,7 @@ from apps.rollouts.models import Rollout
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.services import pause_rollout
-from apps.rollouts.stalls import TELL_AFTER, is_to_be_told
+from apps.rollouts.stalls import NOTIFY_AFTER, is_notification_due
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_rollouts
 from apps.rollouts.verdicts import CheckResult, Verdict
@@ -79,5 +79,5 @@ def test_an_undecided_step_pauses_for_a_person_with_a_reason(
 
 def test_people_are_notified_of_a_long_hold(waiting: Rollout) -> None:
     now = database_now()
-    assert not is_to_be_told(waiting, now)
-    assert is_to_be_told(waiting, now + TELL_AFTER + timedelta(seconds=1))
+    assert not is_notification_due(waiting, now)
+    assert is_notification_due(waiting, now + NOTIFY_AFTER + timedelta(seconds=1))

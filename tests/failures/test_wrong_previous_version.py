@@ -81,6 +81,6 @@ def test_a_second_rollback_is_refused(
 
 def test_a_rollback_may_name_any_earlier_version_and_no_other(model: RegisteredModel) -> None:
     live_through(model, ["2", "3", "!4"])
-    with pytest.raises(Invalid, match=r"digits:4 was never stable.* Stable before were: 2, 1"):
+    with pytest.raises(Invalid, match=r"digits:4 was never stable.* Earlier stable versions: 2, 1"):
         back(model, to=4)
     assert back(model, to=1) == "1"

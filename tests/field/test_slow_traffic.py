@@ -102,5 +102,5 @@ def test_a_reference_reaches_back_beyond_half_an_hour() -> None:
     assert reference is not None
     assert n == reference.n >= 5_000
     (time,) = times_of_model(DEFAULT, model, database_now())
-    assert time.rate == "2.7 requests a second"
+    assert time.rate == "2.7 requests per second"
     assert time.can_decide

@@ -11,27 +11,27 @@ class FormReader(HTMLParser):
     def __init__(self, having: str) -> None:
         super().__init__()
         self.having = having
-        self.found: dict[str, list[str]] = {}
+        self.fields: dict[str, list[str]] = {}
         self._form: dict[str, list[str]] = {}
         self._select = ""
         self._textarea: str | None = None
         self._is_template = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        name, value = given.get("name") or "", given.get("value")
+        attributes = dict(attrs)
+        name, value = attributes.get("name") or "", attributes.get("value")
         self._is_template = self._is_template or tag == "template"
         if self._is_template:
             return
         if tag == "form":
             self._form = {}
         elif tag == "input" and name:
-            is_box = given.get("type") in {"checkbox", "radio"}
-            if not is_box or "checked" in given:
+            is_box = attributes.get("type") in {"checkbox", "radio"}
+            if not is_box or "checked" in attributes:
                 self._add(name, "on" if is_box and value is None else value or "")
         elif tag == "select":
             self._select = name
-        elif tag == "option" and "selected" in given:
+        elif tag == "option" and "selected" in attributes:
             self._add(self._select, value or "")
         elif tag == "textarea":
             self._textarea = name
@@ -50,7 +50,7 @@ class FormReader(HTMLParser):
         elif tag == "template":
             self._is_template = False
         elif tag == "form" and self.having in self._form:
-            self.found = self._form
+            self.fields = self._form
 
     def _add(self, name: str, value: str) -> None:
         self._form.setdefault(name, []).append(value)
@@ -60,5 +60,5 @@ def form_in(text: str, having: str) -> dict[str, list[str]]:
     """Return what would be sent, unchanged, of the form that has a field named `having`."""
     reader = FormReader(having)
     reader.feed(text)
-    assert reader.found, f"no form has a field {having}"
-    return reader.found
+    assert reader.fields, f"no form has a field {having}"
+    return reader.fields

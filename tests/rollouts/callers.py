@@ -1,7 +1,8 @@
-"""Callers of the REST API, each with a token of a user who holds a role on all models."""
+"""Callers of the REST API, each with a token of a user with a role, and the text of pages."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from django.contrib.auth.models import User
@@ -11,6 +12,12 @@ from apps.models.models import ModelRole, RegisteredModel
 from controlplane.models import ApiToken
 
 NAMES = {"admin": "eve", "operator": "bob", None: "carl"}
+# Elements whose text keeps its whitespace, and those around which whitespace is not rendered.
+VERBATIM = re.compile(r"(<(textarea|pre|script)\b.*?</\2>)", re.DOTALL)
+BLOCK = re.compile(
+    r"\s*(</?(?:div|p|section|form|ul|ol|li|dl|dt|dd|table|thead|tbody|tr|t[dh]|h[1-3]|details"
+    r"|summary|option|progress|br)\b[^>]*>)\s*"
+)
 
 
 def caller(
@@ -26,3 +33,14 @@ def caller(
 
 def send_json(client: Client, path: str, body: Any, method: str = "post") -> Any:
     return getattr(client, method)(path, body, content_type="application/json")
+
+
+def rendered(response: Any) -> str:
+    """Return the page with whitespace as a browser renders it: collapsed, none at block edges."""
+    parts = VERBATIM.split(response.content.decode())
+    # Each match adds two parts: the element, and its name.
+    return "".join(
+        BLOCK.sub(r"\1", re.sub(r"\s+", " ", part)) if number % 3 == 0 else part
+        for number, part in enumerate(parts)
+        if number % 3 != 2
+    )

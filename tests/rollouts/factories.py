@@ -26,7 +26,7 @@ from apps.rollouts.models import (
     ShadowRow,
     TelemetryRow,
 )
-from apps.rollouts.phases import enter_step, move
+from apps.rollouts.phases import enter_step, set_phase
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.publication import latest_table
@@ -78,11 +78,11 @@ def place(
 def make_model(name: str = "digits", versions: int = 3, stable: int | None = 1) -> RegisteredModel:
     """Return a model whose versions are all ready."""
     model = RegisteredModel.objects.create(name=name)
-    made = [make_version(model, number) for number in range(1, versions + 1)]
-    for version in made:
+    created = [make_version(model, number) for number in range(1, versions + 1)]
+    for version in created:
         place(version)
     if stable is not None:
-        model.stable = made[stable - 1]
+        model.stable = created[stable - 1]
         model.save()
     return model
 
@@ -99,7 +99,7 @@ def make_baking(model: RegisteredModel, number: int = 2) -> Rollout:
         make_plan()
     now, target = database_now(), model.versions.get(number=number)
     rollout = start_rollout(model=model, target=target, actor=ANNA, now=now)
-    move(rollout, Phase.PREPARING, "loading", ANNA, now)
+    set_phase(rollout, Phase.PREPARING, "loading", ANNA, now)
     enter_step(rollout, 0, "the target is ready", ANNA, now)
     return rollout
 

@@ -37,17 +37,21 @@ def make_gated(role: str) -> Rollout:
 def test_a_step_is_skipped_with_its_reason() -> None:
     rollout = make_baking(make_model())
 
-    told = act(caller(), rollout, "skip", reason="seen enough").json()
+    result = act(caller(), rollout, "skip", reason="seen enough").json()
 
-    assert (told["step_index"], told["weight_bp"], told["reason"]) == (1, 2_500, "seen enough")
+    assert (result["step_index"], result["weight_bp"], result["reason"]) == (
+        1,
+        2_500,
+        "seen enough",
+    )
 
 
 def test_a_stale_skip_is_refused() -> None:
     rollout = make_baking(make_model())
     bob = caller()
-    seen = {"revision": rollout.revision}
+    body = {"revision": rollout.revision}
 
-    answers = [act(bob, rollout, "skip", **seen).status_code for _ in range(2)]
+    answers = [act(bob, rollout, "skip", **body).status_code for _ in range(2)]
 
     assert answers == [200, 409]
 
@@ -68,10 +72,10 @@ def test_a_gate_is_opened_by_the_role_that_it_names(gate: str, role: str, status
 
 def test_an_approval_is_of_the_step_that_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     rollout = make_gated("operator")
-    bob, seen = caller(), rollout.revision
+    bob, revision = caller(), rollout.revision
     enter_step(rollout, 1, "meanwhile", ANNA, database_now())
 
-    assert act(bob, rollout, "approve", revision=seen).status_code == 409
+    assert act(bob, rollout, "approve", revision=revision).status_code == 409
     assert act(bob, rollout, "approve", revision=rollout.revision + 1).status_code == 409
 
 
@@ -91,21 +95,21 @@ def test_what_failed_is_retried_and_says_what_it_retries() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
-        ({"overrides": ["everything"]}, "Known are: quarantine, signature, freeze"),
+        ({"overrides": ["everything"]}, "expected one of quarantine, signature, freeze"),
         ({"overrides": "quarantine"}, "overrides"),
         ({"override": ["quarantine"]}, "override"),
     ],
 )
-def test_an_override_that_is_none_is_named(body: dict[str, Any], told: str) -> None:
+def test_an_override_that_is_none_is_named(body: dict[str, Any], message: str) -> None:
     make_model()
     make_plan()
 
     answer = send_json(caller(), ROLLOUTS, {"model": "digits", "version": "2", **body})
 
     assert answer.status_code == 400
-    assert told in answer.json()["error"]["message"]
+    assert message in answer.json()["error"]["message"]
     assert not Rollout.objects.exists()
 
 
@@ -179,19 +183,19 @@ def test_the_decision_log_can_be_repeated_by_anyone() -> None:
 def test_an_answer_without_inputs_cannot_be_repeated() -> None:
     rollout = judged()
     Evaluation.objects.update(inputs={})
-    found = Evaluation.objects.first()
-    assert found is not None
+    evaluation = Evaluation.objects.first()
+    assert evaluation is not None
 
-    answer = caller().get(f"{ROLLOUTS}{rollout.pk}/evaluations/{found.pk}/repeat/")
+    answer = caller().get(f"{ROLLOUTS}{rollout.pk}/evaluations/{evaluation.pk}/repeat/")
 
     assert answer.status_code == 409
 
 
 def test_the_explanation_tells_the_story() -> None:
-    told = caller().get(f"{ROLLOUTS}{judged().pk}/explain/").json()
+    result = caller().get(f"{ROLLOUTS}{judged().pk}/explain/").json()
 
-    assert "anna started it" in told["story"][0]
-    assert any("error-rate" in sentence for sentence in told["story"])
+    assert "anna started it" in result["story"][0]
+    assert any("error-rate" in sentence for sentence in result["story"])
 
 
 def test_instances_tell_who_is_live_and_for_whom_rollouts_wait() -> None:

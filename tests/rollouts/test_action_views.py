@@ -20,6 +20,7 @@ from apps.rollouts.services import abort_rollout, pause_rollout
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_rollouts
 from tests.confirming import post_yes
+from tests.rollouts.callers import rendered
 from tests.rollouts.factories import (
     ANNA,
     judge,
@@ -64,7 +65,7 @@ def address(rollout: Rollout, action: str = "") -> str:
 
 
 def text_of(client: Client, rollout: Rollout) -> str:
-    return client.get(address(rollout)).content.decode()
+    return rendered(client.get(address(rollout)))
 
 
 def act(client: Client, rollout: Rollout, action: str, **more: Any) -> Any:
@@ -98,20 +99,20 @@ def test_a_step_is_skipped_but_never_the_last_one(operator: Client) -> None:
     assert 'id="skip"' not in text_of(operator, rollout)
     refused = act_asked(operator, rollout, "skip/")
     assert refused.status_code == 409
-    assert "is at its last step" in refused.content.decode()
+    assert "is at its last step" in rendered(refused)
 
 
 def test_a_gate_names_who_may_open_it_and_lets_nobody_else(operator: Client) -> None:
     rollout, boss = gated(), person("ada", Role.ADMIN)
 
     text = text_of(operator, rollout)
-    assert "somebody with the role admin approves it" in text
+    assert "a person with the role admin approves it" in text
     assert re.search(r"ada\s+may", text)
     assert 'id="approve"' not in text
     assert act_asked(operator, rollout, "approve/").status_code == 403
 
     assert 'id="approve"' in text_of(boss, rollout)
-    opened = act_asked(boss, rollout, "approve/").content.decode()
+    opened = rendered(act_asked(boss, rollout, "approve/"))
     assert "ada approved it" in opened
     assert 'id="approve"' not in opened
 
@@ -123,7 +124,7 @@ def test_a_paused_step_is_approved_once_it_is_resumed() -> None:
 
     text = text_of(boss, rollout)
 
-    assert "can be approved once it is resumed" in text
+    assert "Resume the rollout to approve it" in text
     assert 'id="approve"' not in text
     assert act(boss, rollout, "approve/").status_code == 409
 
@@ -131,7 +132,7 @@ def test_a_paused_step_is_approved_once_it_is_resumed() -> None:
 def test_a_gate_that_nobody_has_the_role_for_says_so(client: Client) -> None:
     client.force_login(User.objects.create_user("vera"))
 
-    assert "Nobody has that role on digits" in text_of(client, gated())
+    assert "No person has that role on digits" in text_of(client, gated())
 
 
 def test_a_viewers_gate_is_open_to_every_user(client: Client) -> None:
@@ -150,13 +151,13 @@ def test_what_ended_without_success_is_tried_again_saying_what_is_overridden(
     assert "digits:2 is in quarantine since" in text
     assert "too many errors" in text
 
-    refused = operator.post(address(rollout, "retry/"), follow=True).content.decode()
+    refused = rendered(operator.post(address(rollout, "retry/"), follow=True))
     assert "Override &#x27;quarantine&#x27;" in refused
     again = operator.post(address(rollout, "retry/"), {"override": "quarantine"})
 
-    made = Rollout.objects.get(retry_of=rollout)
-    assert again.headers["location"] == address(made)
-    shown = text_of(operator, made)
+    retried = Rollout.objects.get(retry_of=rollout)
+    assert again.headers["location"] == address(retried)
+    shown = text_of(operator, retried)
     assert "Overridden by olga:</b> quarantine" in shown
     assert address(rollout) in shown
 
@@ -227,15 +228,15 @@ def test_the_log_keeps_inputs_and_the_story_is_told_in_words(operator: Client) -
 
 
 @pytest.mark.parametrize(
-    ("ago_min", "wait_max_s", "told"),
+    ("ago_min", "wait_max_s", "message"),
     [
-        (31, 0, "until the checks pass, for at most <b"),
-        (31, 86_400, "or while nothing but data is lacking for <b"),
-        (200, 86_400, "until the checks pass, as nothing but data is lacking for <b"),
+        (31, 0, "until its checks pass, for at most <b"),
+        (31, 86_400, "or while it lacks only data for <b"),
+        (200, 86_400, "until its checks pass, as it lacks only data for <b"),
     ],
 )
 def test_a_step_that_is_extended_says_for_how_long(
-    operator: Client, ago_min: int, wait_max_s: int, told: str
+    operator: Client, ago_min: int, wait_max_s: int, message: str
 ) -> None:
     rollout = follow({"weight_bp": 500}, wait_max_s=wait_max_s)
     began_at = database_now() - timedelta(minutes=ago_min)
@@ -245,5 +246,5 @@ def test_a_step_that_is_extended_says_for_how_long(
         step_limit_at=began_at + timedelta(minutes=90),
     )
     text = text_of(operator, rollout)
-    assert told in text
-    assert "then waits for a person." in text
+    assert message in text
+    assert "then it pauses for a person." in text

@@ -86,7 +86,7 @@ def test_each_action_in_each_state(rollout: Rollout, action: str, phase: str) ->
 
 @pytest.mark.parametrize("action", sorted(set(ACTIONS) - {"retry", "abort"}))
 def test_whoever_saw_an_older_state_is_refused(rollout: Rollout, action: str) -> None:
-    with pytest.raises(Conflict, match="moved on meanwhile"):
+    with pytest.raises(Conflict, match="changed in the meantime"):
         act(action, rollout, revision=rollout.revision - 1)
 
 
@@ -100,20 +100,20 @@ def test_after_an_abort_the_target_gets_nothing(rollout: Rollout, phase: str) ->
 
 def test_the_last_step_is_not_skipped_but_promoted(rollout: Rollout) -> None:
     act("skip", rollout)
-    with pytest.raises(Conflict, match="at its last step: promote it now"):
+    with pytest.raises(Conflict, match="at its last step; promote it now"):
         act("skip", rollout)
 
 
 def test_a_step_that_opens_by_itself_needs_no_approval(rollout: Rollout) -> None:
     act("skip", rollout)
-    with pytest.raises(Conflict, match="Step 2 opens by itself"):
+    with pytest.raises(Conflict, match="Step 2 has no gate"):
         act("approve", rollout)
 
 
 def test_a_gate_is_opened_once_and_says_by_whom(rollout: Rollout) -> None:
     row = act("approve", rollout)
     assert (row.approved_step, row.approved_by) == (0, "bea")
-    with pytest.raises(Conflict, match="approved already by bea"):
+    with pytest.raises(Conflict, match="already approved by bea"):
         act("approve", row)
 
 

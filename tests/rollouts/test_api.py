@@ -81,21 +81,21 @@ def test_a_viewer_may_look_and_not_act() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "told"),
+    ("body", "status", "message"),
     [
         ({"model": "nobody"}, 404, "nobody"),
         ({"version": "99"}, 404, "99"),
-        ({"version": "1"}, 400, "stable version already"),
+        ({"version": "1"}, 400, "already the stable version"),
         ({"plan": "none"}, 404, "none"),
         ({"version": None}, 400, "version"),
     ],
 )
-def test_bad_input_is_named(body: dict[str, Any], status: int, told: str) -> None:
+def test_bad_input_is_named(body: dict[str, Any], status: int, message: str) -> None:
     make_model()
     make_plan()
     answer = start(client(), body=body)
     assert answer.status_code == status
-    assert told in answer.json()["error"]["message"]
+    assert message in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_an_action_changes_the_phase_and_explains_itself(verb: str, phase: str) 
     body = {"reason": "by the test", "revision": rollout.revision}
     answer = caller.post(f"{path}/{verb}/", body, content_type="application/json")
     assert answer.json()["phase"] == phase
-    told = caller.get(f"{path}/explain/").json()
-    assert told["events"][-1]["reason"] == "by the test"
+    result = caller.get(f"{path}/explain/").json()
+    assert result["events"][-1]["reason"] == "by the test"
 
 
 def test_a_plan_that_falls_is_refused() -> None:

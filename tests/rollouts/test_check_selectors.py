@@ -18,7 +18,7 @@ MEANS = {"canary_mean": 0.5, "canary_n": 70, "control_mean": 0.6, "control_n": 8
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings", "evidence", "seen", "compared"),
+    ("kind", "settings", "evidence", "observed", "compared"),
     [
         ("error-rate", {}, RATES, ("3.10 %", "57 of 1,842"), ("0.90 %", "9 of 1,000")),
         ("error-threshold", {}, RATES, ("3.10 %", "57 of 1,842"), ("0.90 %", "9 of 1,000")),
@@ -27,24 +27,24 @@ MEANS = {"canary_mean": 0.5, "canary_n": 70, "control_mean": 0.6, "control_n": 8
             {},
             {"absolute": True, "n": 1_200},
             ("n=1,200", ""),
-            ("fixed bound", "nobody is left on stable"),
+            ("fixed bound", "no traffic on stable"),
         ),
         (
             "latency",
             {},
             {"absolute": True, "n": 1_200, "errors": 3, "deciders": []},
             ("n=1,200", ""),
-            ("–", "nobody is left on stable"),
+            ("–", "no traffic on stable"),
         ),
         ("error-rate", {}, {"canary_n": 0, "control_n": 12}, ("n=0", ""), ("n=12", "")),
         (
             "latency",
             {},
             {"p95": RATES},
-            ("3.10 %", "of 1,842 above stable's usual p95"),
-            ("0.90 %", "of 1,000 above stable's usual p95"),
+            ("3.10 %", "of 1,842 above the reference p95"),
+            ("0.90 %", "of 1,000 above the reference p95"),
         ),
-        ("latency", {}, {"reference_requests": 7}, ("–", ""), ("n=7", "for the usual latency")),
+        ("latency", {}, {"reference_requests": 7}, ("–", ""), ("n=7", "for the reference latency")),
         (
             "sample-ratio",
             {},
@@ -57,23 +57,23 @@ MEANS = {"canary_mean": 0.5, "canary_n": 70, "control_mean": 0.6, "control_n": 8
             "smoke",
             {},
             {"errors": 1, "n": 20, "requests_min": 10},
-            ("1 failed", "of 20 by number"),
-            ("0 failed", "of 10 at least"),
+            ("1 failed", "of 20 by version number"),
+            ("0 failed", "of at least 10"),
         ),
-        ("error-objective", {"limit_bp": 150}, {"n": 9}, ("n=9", ""), ("1.5 %", "errors at most")),
+        ("error-objective", {"limit_bp": 150}, {"n": 9}, ("n=9", ""), ("1.5 %", "errors, maximum")),
         (
             "latency-objective",
             {"limit_us": 20_000},
             {"quantile_us": 12_000, "n": 9},
             ("12.0 ms", "p95, n=9"),
-            ("20.0 ms", "p95 at most"),
+            ("20.0 ms", "p95, maximum"),
         ),
         (
             "shadow-agreement",
             {},
             {"compared": 90, "flips": 3, "beyond_tolerance": 5, "errors": 10},
-            ("85.0 %", "agree, of 100 rows"),
-            ("99 %", "agree at least"),
+            ("85.0 %", "agreement, 100 rows"),
+            ("99 %", "agreement, minimum"),
         ),
         (
             "outcome",
@@ -87,20 +87,20 @@ MEANS = {"canary_mean": 0.5, "canary_n": 70, "control_mean": 0.6, "control_n": 8
             {"query": "up", "at_most": 3},
             {"value": 2.5, "bound": 3.0},
             ("2.5", ""),
-            ("3", "at most"),
+            ("3", "maximum"),
         ),
         (
             "shadow-accuracy",
             {"metric": "label"},
             {"n": 400, "difference": 0.025, "margin": 0.01},
             ("2.50 %", "less accurate, of 400 pairs"),
-            ("1.00 %", "less accurate at most"),
+            ("1.00 %", "less accurate, maximum"),
         ),
         (
             "shadow-accuracy",
             {"metric": "label"},
             {"n": 0, "kept": 1_200},
-            ("1,200 pairs", "no truth yet"),
+            ("1,200 pairs", "no labels yet"),
             ("–", ""),
         ),
         ("webhook", {"url": "https://x.example/"}, {"said": "fine"}, ("–", "“fine”"), ("–", "")),
@@ -110,12 +110,12 @@ def test_each_kind_shows_its_own_figures(
     kind: str,
     settings: dict[str, Any],
     evidence: dict[str, Any],
-    seen: tuple[str, str],
+    observed: tuple[str, str],
     compared: tuple[str, str],
 ) -> None:
     check = CheckDocument(check=kind, settings=settings)
 
-    assert sides_of(check, evidence) == (Cell(*seen), Cell(*compared))
+    assert sides_of(check, evidence) == (Cell(*observed), Cell(*compared))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,8 +152,8 @@ def test_percentiles_are_shown_with_their_difference_and_bounds() -> None:
     ]
     judge(rollout, "latency", "pass", "as quick", percentiles=rows)
 
-    found = next(view for view in checks_of(rollout) if view.name == "latency").percentiles
+    views = next(view for view in checks_of(rollout) if view.name == "latency").percentiles
 
-    assert [row.name for row in found] == ["p50", "p99"]
-    assert (found[0].difference, found[0].bounds) == ("+1.00 ms", "−0.20 ms to +2.00 ms")
-    assert (found[1].canary, found[1].difference, found[1].bounds) == ("–", "unknown", "–")
+    assert [row.name for row in views] == ["p50", "p99"]
+    assert (views[0].difference, views[0].bounds) == ("+1.00 ms", "−0.20 ms to +2.00 ms")
+    assert (views[1].canary, views[1].difference, views[1].bounds) == ("–", "unknown", "–")

@@ -11,6 +11,7 @@ from django.test import Client
 from apps.lib.clock import database_now
 from apps.rollouts.models import Rollout
 from apps.rollouts.selectors.ends import ends_of
+from tests.rollouts.callers import rendered
 from tests.rollouts.factories import make_baking, make_model, send
 
 pytestmark = pytest.mark.django_db
@@ -38,7 +39,7 @@ def test_ends_of_both_sides_add_up_in_words(rollout: Rollout) -> None:
     answered, expired = ends_of(rollout, database_now() + timedelta(seconds=5))
 
     assert (answered.canary, answered.stable) == (7, 100)
-    assert (expired.words, expired.canary, expired.stable) == ("the client's time ran out", 3, 0)
+    assert (expired.words, expired.canary, expired.stable) == ("client deadline expired", 3, 0)
     assert (expired.canary_share, expired.stable_share) == (0.3, 0.0)
 
 
@@ -47,8 +48,8 @@ def test_the_page_shows_them_and_leaves_the_table_out_without_any(
 ) -> None:
     client.force_login(User.objects.create_superuser("anna"))
     page = f"/rollouts/{rollout.pk}/"
-    assert 'id="ends"' not in client.get(page).content.decode()
+    assert 'id="ends"' not in rendered(client.get(page))
     Rollout.objects.update(started_at=database_now() - timedelta(minutes=1))
     send("digits", 2, variant="canary", split=str(rollout.pk), ends={"shed": 2})
-    text = client.get(page).content.decode()
-    assert "refused for want of room" in text
+    text = rendered(client.get(page))
+    assert "refused: over capacity" in text

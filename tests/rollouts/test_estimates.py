@@ -15,7 +15,7 @@ from apps.rollouts.estimates import UsualTraffic, estimate_plan
 from apps.rollouts.evidence import Arm, Interval
 from apps.rollouts.plan_templates import TEMPLATES
 from apps.rollouts.plans import PlanDocument, StepDocument
-from apps.rollouts.selectors.estimates import tell_step, time_of, times_at_rates
+from apps.rollouts.selectors.estimates import describe_step, time_of, times_at_rates
 from apps.rollouts.verdicts import Verdict
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -73,7 +73,7 @@ def test_proof_carries_over_to_later_steps() -> None:
 def test_a_step_names_its_slowest_check_and_the_pause() -> None:
     first = estimate_plan(DEFAULT.as_followed(), UsualTraffic(3 / 3_600))[0]
     assert not first.is_in_time
-    description = tell_step(first)
+    description = describe_step(first)
     assert "days: latency needs about" in description
     assert "it waits 7 days, then pauses for a person" in description
     assert not time_of(DEFAULT, UsualTraffic(3 / 3_600), "now").can_decide
@@ -85,14 +85,14 @@ def test_three_requests_an_hour_are_enough_for_the_plan_made_for_them() -> None:
     assert time.can_decide
     assert time.expected_s is not None
     assert time.expected_s < 7 * DAY_S
-    assert "the approval of a person not counted" in time.told
+    assert "the approval of a person not counted" in time.summary
 
 
 def test_no_traffic_and_no_control_are_distinguished() -> None:
     (none,) = estimate_plan(one_step("error-rate"), UsualTraffic(0.0))
-    assert "never pass at this traffic" in tell_step(none)
+    assert "never pass at this traffic" in describe_step(none)
     (alone,) = estimate_plan(one_step("latency", weight_bp=10_000), UsualTraffic(100.0))
-    assert "latency can never pass here" in tell_step(alone)
+    assert "latency can never pass here" in describe_step(alone)
 
 
 def test_requests_objectives_and_an_equal_slice_are_counted() -> None:
@@ -107,5 +107,5 @@ def test_requests_objectives_and_an_equal_slice_are_counted() -> None:
 def test_checks_without_an_estimate_are_named() -> None:
     query = CheckDocument(check="prometheus", settings={"query": "up", "at_most": 1})
     time = time_of(one_step("error-rate", query), UsualTraffic(100.0), "now")
-    assert "(prometheus not counted)" in time.told
-    assert [each.period for each in times_at_rates(DEFAULT)][-1] == "3 an hour"
+    assert "(prometheus not counted)" in time.summary
+    assert [each.period for each in times_at_rates(DEFAULT)][-1] == "3 per hour"

@@ -27,8 +27,8 @@ HOUR = timedelta(hours=1)
 
 def freeze(**fields: Any) -> FreezeWindow:
     now = database_now()
-    told = {"model": None, "reason": "sale", "starts_at": now - HOUR, "ends_at": now + HOUR}
-    return create_freeze(**(told | fields), actor=ANNA, now=now)
+    values = {"model": None, "reason": "sale", "starts_at": now - HOUR, "ends_at": now + HOUR}
+    return create_freeze(**(values | fields), actor=ANNA, now=now)
 
 
 def test_a_window_that_is_open_ends_now() -> None:
@@ -51,9 +51,9 @@ def test_a_window_that_is_open_ends_now() -> None:
     ],
 )
 def test_a_window_that_makes_no_sense_is_refused(fields: dict[str, Any]) -> None:
-    asked = {name: value() if callable(value) else value for name, value in fields.items()}
+    values = {name: value() if callable(value) else value for name, value in fields.items()}
     with pytest.raises(Invalid, match=r"^(reason|ends_at): "):
-        freeze(**asked)
+        freeze(**values)
     assert not FreezeWindow.objects.exists()
 
 

@@ -32,12 +32,12 @@ def test_a_frozen_model_starts_nothing_until_the_window_is_ended() -> None:
     bob = caller()
     start = {"model": "digits", "version": "2"}
 
-    made = send_json(bob, FREEZES, window())
+    created = send_json(bob, FREEZES, window())
     refused = send_json(bob, "/api/v1/rollouts/", start)
-    ended = bob.delete(f"{FREEZES}{made.json()['id']}/")
+    ended = bob.delete(f"{FREEZES}{created.json()['id']}/")
     started = send_json(bob, "/api/v1/rollouts/", start)
 
-    assert made.json()["open_until"] is not None
+    assert created.json()["open_until"] is not None
     assert (refused.status_code, "holidays" in refused.content.decode()) == (409, True)
     assert (ended.status_code, started.status_code) == (204, 201)
 
@@ -56,14 +56,14 @@ def test_all_models_are_frozen_by_an_admin_only() -> None:
     make_model()
 
     assert send_json(caller(), FREEZES, window(model=None)).status_code == 403
-    made = send_json(caller("admin", "eve"), FREEZES, window(model=None))
+    created = send_json(caller("admin", "eve"), FREEZES, window(model=None))
 
-    assert (made.status_code, made.json()["model"]) == (201, None)
-    assert caller("operator", "carl").delete(f"{FREEZES}{made.json()['id']}/").status_code == 403
+    assert (created.status_code, created.json()["model"]) == (201, None)
+    assert caller("operator", "carl").delete(f"{FREEZES}{created.json()['id']}/").status_code == 403
 
 
 @pytest.mark.parametrize(
-    ("fields", "status", "told"),
+    ("fields", "status", "message"),
     [
         ({"ends_at": "2020-01-01T00:00:00Z"}, 400, "end after it starts"),
         ({"starts_at": "2026-11-25T14:05:00"}, 400, "time zone"),
@@ -77,13 +77,13 @@ def test_all_models_are_frozen_by_an_admin_only() -> None:
         ({"is_weekly": True, "ends_at": "2027-01-01T00:00:00Z"}, 400, "shorter than a week"),
     ],
 )
-def test_a_bad_window_is_named(fields: dict[str, Any], status: int, told: str) -> None:
+def test_a_bad_window_is_named(fields: dict[str, Any], status: int, message: str) -> None:
     make_model()
 
     answer = send_json(caller(), FREEZES, window(**fields))
 
     assert answer.status_code == status
-    assert told in answer.json()["error"]["message"]
+    assert message in answer.json()["error"]["message"]
     assert not FreezeWindow.objects.exists()
 
 
@@ -127,12 +127,12 @@ def test_a_quarantine_is_told_and_lifted_with_a_reason() -> None:
     bob = quarantined()
     path = "/api/v1/quarantine/digits/2/"
 
-    told = bob.get("/api/v1/quarantine/").json()["results"]
+    rows = bob.get("/api/v1/quarantine/").json()["results"]
     without = [bob.delete(path), send_json(bob, path, ["x"], method="delete")]
     lifted = bob.delete(f"{path}?reason=fixed")
     again = bob.delete(f"{path}?reason=fixed")
 
-    assert [(row["model"], row["version"], row["reason"]) for row in told] == [
+    assert [(row["model"], row["version"], row["reason"]) for row in rows] == [
         ("digits", 2, "3 % errors")
     ]
     assert [answer.status_code for answer in without] == [400, 400]

@@ -50,9 +50,9 @@ def test_guardrails_go_on_while_an_instance_is_waited_for() -> None:
     make_instance("behind", applied_generation=0)
     assert "waiting for generation" in turn(rollout).reason
     at = rollout.started_at - timedelta(seconds=40)
-    seen = {"split": str(rollout.pk), "generation": rollout.generation, "interval_started_at": at}
+    values = {"split": str(rollout.pk), "generation": rollout.generation, "interval_started_at": at}
     for seconds in range(1, 10, 2):
-        window = {"at": at + timedelta(seconds=seconds), **seen}
+        window = {"at": at + timedelta(seconds=seconds), **values}
         send("digits", 2, variant="canary", unit_errors=60, **window)
         send("digits", 1, units=600, **window)
     assert turn(rollout).phase == Phase.ROLLING_BACK

@@ -31,20 +31,20 @@ def test_an_instant_tells_what_served_and_who_decided_it(rollout: Rollout) -> No
     during = database_now()
     abort_rollout(rollout=rollout, actor=ANNA, now=during + timedelta(seconds=5))
 
-    told = caller().get(SERVING, {"at": during.isoformat()}).json()
+    result = caller().get(SERVING, {"at": during.isoformat()}).json()
 
-    assert (told["model"], told["stable"], told["actor"]) == ("digits", "1", "anna")
-    assert (told["split"]["version"], told["split"]["weight_bp"]) == ("2", 500)
-    assert told["decided_by"] == {"kind": "rollout", "id": str(rollout.pk)}
+    assert (result["model"], result["stable"], result["actor"]) == ("digits", "1", "anna")
+    assert (result["split"]["version"], result["split"]["weight_bp"]) == ("2", 500)
+    assert result["decided_by"] == {"kind": "rollout", "id": str(rollout.pk)}
 
 
 def test_before_the_rollout_stable_served_alone(rollout: Rollout) -> None:
     at = rollout.started_at - timedelta(minutes=1)
 
-    told = caller().get(SERVING, {"at": at.isoformat()}).json()
+    result = caller().get(SERVING, {"at": at.isoformat()}).json()
 
-    assert (told["stable"], told["split"], told["reason"]) == ("1", None, "start")
-    assert told["decided_by"] == {"kind": "", "id": ""}
+    assert (result["stable"], result["split"], result["reason"]) == ("1", None, "start")
+    assert result["decided_by"] == {"kind": "", "id": ""}
 
 
 def test_without_an_instant_the_present_is_told(rollout: Rollout) -> None:
@@ -52,7 +52,7 @@ def test_without_an_instant_the_present_is_told(rollout: Rollout) -> None:
 
 
 @pytest.mark.parametrize(
-    ("at", "status", "told"),
+    ("at", "status", "message"),
     [
         ("2026-11-25T14:05:00", 400, "has no time zone"),
         ("2026-11-25", 400, "has no time zone"),
@@ -60,15 +60,15 @@ def test_without_an_instant_the_present_is_told(rollout: Rollout) -> None:
         ("2026-11-25T14:05:00 02:00", 400, "%2B"),
         ("", 400, "ISO 8601"),
         ("0001-01-01T00:00:00+14:00", 400, "calendar"),
-        ("2001-01-01T00:00:00Z", 404, "Nothing is known"),
+        ("2001-01-01T00:00:00Z", 404, "No serving history"),
     ],
 )
 @pytest.mark.usefixtures("rollout")
-def test_an_instant_that_is_none_is_named(at: str, status: int, told: str) -> None:
+def test_an_instant_that_is_none_is_named(at: str, status: int, message: str) -> None:
     answer = caller().get(SERVING, {"at": at})
 
     assert answer.status_code == status
-    assert told in answer.json()["error"]["message"]
+    assert message in answer.json()["error"]["message"]
 
 
 def test_the_history_is_told_from_the_latest_back(rollout: Rollout) -> None:

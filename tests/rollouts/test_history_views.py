@@ -13,6 +13,7 @@ from apps.models.models import ModelRole, RegisteredModel, Role
 from apps.models.states import DeploymentState
 from apps.rollouts.models import Quarantine, Rollout, ServingChange
 from tests.confirming import post_yes
+from tests.rollouts.callers import rendered
 from tests.rollouts.factories import make_baking, make_model, make_version, place
 
 pytestmark = pytest.mark.django_db
@@ -29,7 +30,7 @@ def operator(client: Client) -> Client:
 
 
 def text_of(client: Client, path: str) -> str:
-    return client.get(path).content.decode()
+    return rendered(client.get(path))
 
 
 # --- What served --------------------------------------------------------------------------------
@@ -38,8 +39,10 @@ def text_of(client: Client, path: str) -> str:
 def test_a_model_that_nothing_served_says_so(operator: Client) -> None:
     make_model()
 
-    assert "Nothing has served digits yet" in text_of(operator, HISTORY)
-    assert "no table that names it" in text_of(operator, f"{HISTORY}?at=2026-01-01T10:00:00")
+    assert "No entries yet" in text_of(operator, HISTORY)
+    assert "no routing table with this model" in text_of(
+        operator, f"{HISTORY}?at=2026-01-01T10:00:00"
+    )
     assert HISTORY in text_of(operator, "/models/digits/")
 
 
@@ -61,10 +64,10 @@ def test_an_instant_tells_what_served_then_and_who_decided_it(operator: Client) 
     text = text_of(operator, f"{HISTORY}?at={at:%Y-%m-%dT%H:%M:%S}")
     before = text_of(operator, f"{HISTORY}?at={change.at - timedelta(minutes=1):%Y-%m-%dT%H:%M}")
 
-    told = text.split('id="served"')[1].split("</div>")[0]
-    assert "stable 1, canary 2 at 5 %" in told
-    assert "decided by anna" in told
-    assert f"/rollouts/{rollout.pk}/" in told
+    notice = text.split('id="served"')[1].split("</div>")[0]
+    assert "stable 1, canary 2 at 5 %" in notice
+    assert "decided by anna" in notice
+    assert f"/rollouts/{rollout.pk}/" in notice
     assert "the history begins later" in before
 
 
@@ -81,7 +84,7 @@ def test_the_second_at_which_a_change_is_listed_is_one_that_it_served(operator: 
 
 
 @pytest.mark.parametrize(
-    ("split", "shadow", "told"),
+    ("split", "shadow", "message"),
     [
         (
             {
@@ -93,19 +96,19 @@ def test_the_second_at_which_a_change_is_listed_is_one_that_it_served(operator: 
             None,
             "weak 1 at 25 %",
         ),
-        (None, {"version": "2", "share_bp": 1_000}, "copies of 10 % to version 2"),
+        (None, {"version": "2", "share_bp": 1_000}, "shadow of 10 % to version 2"),
     ],
 )
 def test_experiments_and_shadows_are_told(
-    operator: Client, split: object, shadow: object, told: str
+    operator: Client, split: object, shadow: object, message: str
 ) -> None:
     make_model()
-    given = {"split": split, "shadow": shadow, "reason": "x", "actor": "anna"}
+    values = {"split": split, "shadow": shadow, "reason": "x", "actor": "anna"}
     ServingChange.objects.create(
-        model_name="digits", at=database_now(), generation=1, stable="1", **given
+        model_name="digits", at=database_now(), generation=1, stable="1", **values
     )
 
-    assert told in text_of(operator, HISTORY)
+    assert message in text_of(operator, HISTORY)
 
 
 @pytest.mark.parametrize("at", ["", "yesterday", "2026-13-01T00:00"])
@@ -115,7 +118,7 @@ def test_an_instant_that_is_none_is_refused_beside_the_field(operator: Client, a
     response = operator.get(f"{HISTORY}?at={at}")
 
     assert response.status_code == 400
-    assert "errorlist" in response.content.decode()
+    assert "errorlist" in rendered(response)
 
 
 def test_the_history_of_no_model_is_a_404(operator: Client) -> None:
@@ -149,10 +152,10 @@ def test_every_earlier_version_is_a_way_back_with_what_it_takes(operator: Client
 
     card = text_of(operator, "/models/digits/").split('id="rollback-title"')[1]
 
-    assert "4: loaded, at once, in quarantine" in card
-    assert "2: loaded, at once<" in card
-    assert "1: is loaded first" in card
-    assert "Even if it is in quarantine" in card
+    assert "4: loaded, instant, in quarantine" in card
+    assert "2: loaded, instant<" in card
+    assert "1: loads first" in card
+    assert "Override the quarantine" in card
 
 
 def test_the_chosen_version_is_gone_back_to_with_the_reason(operator: Client) -> None:
@@ -171,11 +174,11 @@ def test_a_version_in_quarantine_is_gone_back_to_only_on_purpose(operator: Clien
     model = make_third_stable()
     two = model.versions.get(number=2)
     Quarantine.objects.create(version=two, reason="slow", at=database_now())
-    address, asked = "/models/digits/rollback/", {"version": "2"}
+    address, data = "/models/digits/rollback/", {"version": "2"}
 
-    refused = post_yes(operator, address, asked, follow=True).content.decode()
+    refused = rendered(post_yes(operator, address, data, follow=True))
     assert "is in quarantine" in refused
-    post_yes(operator, address, asked | {"override": "quarantine"})
+    post_yes(operator, address, data | {"override": "quarantine"})
 
     assert Rollout.objects.get(kind=Rollout.Kind.ROLLBACK).overrides == ["quarantine"]
 
@@ -186,7 +189,7 @@ def test_a_version_that_does_not_exist_changes_nothing(operator: Client, version
 
     response = operator.post("/models/digits/rollback/", {"version": version}, follow=True)
 
-    assert "has no version" in response.content.decode()
+    assert "has no version" in rendered(response)
     assert not Rollout.objects.filter(kind=Rollout.Kind.ROLLBACK).exists()
 
 

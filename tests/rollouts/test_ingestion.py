@@ -14,7 +14,7 @@ pytestmark = pytest.mark.django_db
 
 
 def window(**fields: object) -> TelemetryWindow:
-    given: dict[str, object] = {
+    values: dict[str, object] = {
         "model": "digits",
         "version": "2",
         "variant": "canary",
@@ -29,11 +29,11 @@ def window(**fields: object) -> TelemetryWindow:
         "cache_hits": 11,
         "latency": {80: 9, 96: 1},
     }
-    return TelemetryWindow(**(given | fields))  # type: ignore[arg-type]
+    return TelemetryWindow(**(values | fields))  # type: ignore[arg-type]
 
 
 def shadow_window(**fields: object) -> ShadowWindow:
-    given: dict[str, object] = {
+    values: dict[str, object] = {
         "model": "digits",
         "version": "2",
         "stable": "1",
@@ -52,7 +52,7 @@ def shadow_window(**fields: object) -> ShadowWindow:
         "dropped": 3,
         "latency": {90: 8},
     }
-    return ShadowWindow(**(given | fields))  # type: ignore[arg-type]
+    return ShadowWindow(**(values | fields))  # type: ignore[arg-type]
 
 
 def batch(*windows: TelemetryWindow, sequence: int = 1) -> Batch:
@@ -83,8 +83,8 @@ def test_an_instant_that_no_calendar_reaches_is_the_senders_fault() -> None:
 
 
 def test_a_shadow_window_becomes_a_row_with_all_it_counts() -> None:
-    given = shadow_window()
-    sent = Batch(instance="proxy-1", boot="b", sequence=1, shadows=(given,))
+    values = shadow_window()
+    sent = Batch(instance="proxy-1", boot="b", sequence=1, shadows=(values,))
 
     assert apply_windows([sent], NOW) == 1
 
@@ -94,4 +94,4 @@ def test_a_shadow_window_becomes_a_row_with_all_it_counts() -> None:
     assert (row.started_at, (row.ended_at - NOW).total_seconds()) == (NOW, 1)
     assert row.latency == {"90": 8}
     counts = (*COUNTS, "largest_difference", "rank_correlation_sum")
-    assert [getattr(row, name) for name in counts] == [getattr(given, name) for name in counts]
+    assert [getattr(row, name) for name in counts] == [getattr(values, name) for name in counts]

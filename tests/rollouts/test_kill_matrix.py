@@ -99,14 +99,14 @@ def dying_at_write(number: int) -> Callable[[], None]:
 
 
 def killed_at(patched: str) -> Callable[[], None]:
-    """Return a tick that dies on its way to tell the data planes, before or after it told them."""
+    """Return a tick that dies while it notifies the data planes, before or after the message."""
 
     def do() -> None:
         if patched == "before":
             publication.announce = die  # type: ignore[assignment]
         else:
             tell = redis.Redis.publish
-            redis.Redis.publish = lambda *told: (tell(*told), die())  # type: ignore[method-assign]
+            redis.Redis.publish = lambda *states: (tell(*states), die())  # type: ignore[method-assign]
         tick_task()
 
     return do
@@ -148,12 +148,12 @@ def wait_for_the_dead() -> None:
 def undisturbed(ticks: int) -> list[tuple[Any, ...]]:
     """Return what is there after one more tick, and after two: it may die with its work done."""
     make_rollout(ticks)
-    told = []
+    states = []
     for _ in range(2):
         tick()
-        told.append((events(), served()))
+        states.append((events(), served()))
     forget()
-    return told
+    return states
 
 
 @pytest.mark.parametrize("ticks", TICKS.values(), ids=TICKS)

@@ -16,7 +16,7 @@ from apps.rollouts.check_kinds import PROMETHEUS, WEBHOOK, CheckDocument
 from apps.rollouts.evaluation import repeat_check
 from apps.rollouts.metric_providers import observe_database, query_services
 from apps.rollouts.models import Evaluation, Rollout
-from apps.rollouts.phases import move
+from apps.rollouts.phases import set_phase
 from apps.rollouts.states import Phase
 from tests.rollouts.factories import ANNA, send
 from tests.rollouts.outside import (
@@ -225,7 +225,7 @@ def test_a_paused_rollout_is_still_guarded(settings: Any) -> None:
         settings.PROMETHEUS_URL = outside.url
         rollout = make_checked_rollout(query_check())
         look(rollout)
-        move(rollout, Phase.PAUSED, "look", ANNA, database_now())
+        set_phase(rollout, Phase.PAUSED, "look", ANNA, database_now())
         assert only(look(rollout)).verdict == "fail"
     assert rollout.phase == Phase.ROLLING_BACK
 

@@ -119,20 +119,20 @@ def test_moves_that_make_no_table_together_are_made_one_by_one(
     def together(_: Any) -> int:
         raise TableError("a contradiction")
 
-    monkeypatch.setattr(tick, "_make_together", together)
+    monkeypatch.setattr(tick, "_apply_together", together)
     tick_rollouts()
     assert phases_of(rollouts) == [("baking", 1)] * 2
 
 
 def test_an_abort_in_between_is_not_overtaken(monkeypatch: pytest.MonkeyPatch) -> None:
     rollouts = make_passing("a", "b")
-    make_all = tick._make_all
+    apply_all = tick._apply_all
 
-    def make_all_late(moves: list[steps.Move]) -> None:
+    def apply_all_late(moves: list[steps.Move]) -> None:
         abort_rollout(rollout=rollouts[0], actor=ANNA, now=database_now(), reason="no")
-        make_all(moves)
+        apply_all(moves)
 
-    monkeypatch.setattr(tick, "_make_all", make_all_late)
+    monkeypatch.setattr(tick, "_apply_all", apply_all_late)
     tick_rollouts()
     assert phases_of(rollouts) == [("rolling_back", 0), ("baking", 1)]
 
@@ -141,7 +141,7 @@ def test_a_worker_that_dies_before_the_moves_leaves_them_due(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rollouts = make_passing("a")
-    monkeypatch.setattr(tick, "_make_all", lambda _: None)
+    monkeypatch.setattr(tick, "_apply_all", lambda _: None)
     tick_rollouts()
     assert phases_of(rollouts) == [("baking", 0)]
     monkeypatch.undo()
@@ -154,7 +154,7 @@ def test_a_tick_without_time_still_goes_back_and_takes_the_rest_later(
 ) -> None:
     rollouts = make_passing("a", "b")
     trip("a")
-    monkeypatch.setattr(tick, "LOOKS_CPU_S", 0.0)
+    monkeypatch.setattr(tick, "EVALUATIONS_CPU_S", 0.0)
     assert tick_rollouts() == 1
     assert phases_of(rollouts) == [("rolling_back", 0), ("baking", 0)]
     monkeypatch.undo()
@@ -227,13 +227,13 @@ def test_who_changes_what_moves_and_is_about_to_publish_is_not_waited_for(
 ) -> None:
     with transaction.atomic():
         rollouts = make_passing("a", "b")
-    make_all = tick._make_all
+    apply_all = tick._apply_all
 
-    def make_all_beside(moves: list[steps.Move]) -> None:
+    def apply_all_beside(moves: list[steps.Move]) -> None:
         with locked(row(rollouts[0])):
-            make_all(moves)
+            apply_all(moves)
 
-    monkeypatch.setattr(tick, "_make_all", make_all_beside)
+    monkeypatch.setattr(tick, "_apply_all", apply_all_beside)
     tick_rollouts()
     assert phases_of(rollouts) == [("baking", 0), ("baking", 1)]
     monkeypatch.undo()

@@ -42,7 +42,7 @@ def test_a_plans_risks_are_given_check_by_check() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         ({"margin": 1, "steps": [{"weight_bp": 1}]}, "margin"),
         ({"steps": [{"weight_bp": 1, "weigth": 2}]}, "weigth"),
@@ -53,10 +53,10 @@ def test_a_plans_risks_are_given_check_by_check() -> None:
         ({"steps": []}, "has no steps"),
     ],
 )
-def test_what_is_not_known_is_named(body: dict[str, Any], told: str) -> None:
+def test_what_is_not_known_is_named(body: dict[str, Any], message: str) -> None:
     answer = post(client("admin"), {"name": "p", **body})
     assert answer.status_code == 400
-    assert told in answer.content.decode()
+    assert message in answer.content.decode()
     assert not Plan.objects.exists()
 
 
@@ -82,10 +82,10 @@ def test_a_change_reaches_the_next_rollout_and_says_all_it_was_told() -> None:
     body = caller.get(f"{PLANS}canary/").json()
     step = {"weight_bp": 500, "shadow_bp": 100, "gate": "person", "gate_role": "admin"}
     changed = {**body, "control": "equal", "evidence_mode": "beyond_margin", "steps": [step]}
-    told = caller.put(f"{PLANS}canary/", changed, content_type="application/json").json()
-    assert {**told, "steps": []} == {**changed, "steps": [], "notices": []}
-    assert step.items() <= told["steps"][0].items()
-    assert caller.get(f"{PLANS}canary/").json() == told
+    result = caller.put(f"{PLANS}canary/", changed, content_type="application/json").json()
+    assert {**result, "steps": []} == {**changed, "steps": [], "notices": []}
+    assert step.items() <= result["steps"][0].items()
+    assert caller.get(f"{PLANS}canary/").json() == result
 
 
 def test_another_plan_becomes_the_default_one() -> None:
@@ -105,7 +105,7 @@ def test_a_plan_says_how_long_it_takes_at_a_models_traffic() -> None:
         send("digits", 1, at=database_now() - timedelta(minutes=minutes), requests=7_200)
     (time,) = caller.get(f"{PLANS}canary/times/?model=digits").json()
     assert time["period"] == "the last 10 h"
-    assert time["rate"] == "36 requests a minute"
+    assert time["rate"] == "36 requests per minute"
     assert [step["number"] for step in time["steps"]] == [1, 2, 3]
     assert "needs about" in time["steps"][0]["told"]
 

@@ -17,6 +17,7 @@ from apps.rollouts.plan_templates import TEMPLATES
 from apps.rollouts.plans import PlanDocument, StepDocument, document_of, to_json
 from tests.confirming import post_yes
 from tests.rollouts.browser import form_in
+from tests.rollouts.callers import rendered
 from tests.rollouts.factories import ANNA, make_plan
 
 pytestmark = pytest.mark.django_db
@@ -74,8 +75,8 @@ def test_a_plan_is_made_as_it_was_asked_for(boss: Client) -> None:
         ([("25", "1"), ("10", "1")], "share of 10 % is below the 25 % of the previous step"),
         ([("50", "1"), ("101", "1")], "must be between 0 and 100 %"),
         ([("0", "1")], "needs a share above 0 %"),
-        ([("", "5")], "Say which share this step gets"),
-        ([("50", "")], "Say how long this step bakes"),
+        ([("", "5")], "Enter the share of this step"),
+        ([("50", "")], "Enter the bake time of this step"),
         ([("many", "1")], "Enter a number"),
     ],
 )
@@ -85,7 +86,7 @@ def test_a_plan_that_makes_no_sense_is_refused_precisely(
     response = boss.post("/rollouts/plans/new/", form_of(*steps))
 
     assert response.status_code == 400
-    assert message in response.content.decode()
+    assert message in rendered(response)
     assert not Plan.objects.exists()
 
 
@@ -95,7 +96,7 @@ def test_a_plan_of_the_same_name_is_refused(boss: Client) -> None:
     response = boss.post("/rollouts/plans/new/", form_of(("50", "1")))
 
     assert response.status_code == 409
-    assert "exists already" in response.content.decode()
+    assert "already exists" in rendered(response)
 
 
 def test_an_unknown_check_is_refused(boss: Client) -> None:
@@ -103,14 +104,14 @@ def test_an_unknown_check_is_refused(boss: Client) -> None:
         "/rollouts/plans/new/", form_of(("50", "1"), **{"form-0-checks": ["horoscope"]})
     )
 
-    assert "horoscope" in response.content.decode()
+    assert "horoscope" in rendered(response)
     assert not Plan.objects.exists()
 
 
 def test_the_form_shows_a_plan_as_it_is_and_saving_it_changes_nothing(boss: Client) -> None:
     plan = make_plan(weights=(250, 10_000))
 
-    text = boss.get(f"/rollouts/plans/{plan.pk}/edit/").content.decode()
+    text = rendered(boss.get(f"/rollouts/plans/{plan.pk}/edit/"))
 
     assert 'value="2.5"' in text
     assert 'value="30"' in text
@@ -166,11 +167,11 @@ def test_any_plan_passes_through_the_form_without_loss(
     plan = save_plan(document=document, description="x", is_default=True, actor=ANNA)
     before = to_json(document_of(plan))
 
-    page = boss.get(f"/rollouts/plans/{plan.pk}/edit/").content.decode()
+    page = rendered(boss.get(f"/rollouts/plans/{plan.pk}/edit/"))
     response = boss.post(f"/rollouts/plans/{plan.pk}/edit/", form_in(page, "form-TOTAL_FORMS"))
 
     plan.refresh_from_db()
-    assert response.status_code == 302, response.content.decode()
+    assert response.status_code == 302, rendered(response)
     assert to_json(document_of(plan)) == before
     assert (plan.description, plan.is_default) == ("x", True)
 
@@ -191,7 +192,7 @@ def test_the_list_and_the_page_show_scaled_times(client: Client) -> None:
     client.force_login(User.objects.create_user("vera"))
 
     for path in ("/rollouts/plans/", f"/rollouts/plans/{plan.pk}/"):
-        text = client.get(path).content.decode()
+        text = rendered(client.get(path))
         assert "18 s" in text
         assert "New plan" not in text
 
@@ -205,11 +206,11 @@ def test_only_an_admin_edits_plans(client: Client) -> None:
     assert client.post("/rollouts/plans/new/", form_of(("50", "1"))).status_code == 403
     plan = make_plan()
     assert client.post(f"/rollouts/plans/{plan.pk}/delete/").status_code == 403
-    assert 'id="delete-plan"' not in client.get(f"/rollouts/plans/{plan.pk}/").content.decode()
+    assert 'id="delete-plan"' not in rendered(client.get(f"/rollouts/plans/{plan.pk}/"))
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "message"),
     [
         ('{"check": "latency-objective"}', "Line 1: check latency-objective: limit_us is required"),
         ('\n{"check": "horoscope"}', "Line 2: unknown kind &#x27;horoscope&#x27;"),
@@ -224,14 +225,14 @@ def test_only_an_admin_edits_plans(client: Client) -> None:
     ],
 )
 def test_a_check_that_is_none_is_refused_with_its_line_and_field(
-    boss: Client, lines: str, told: str
+    boss: Client, lines: str, message: str
 ) -> None:
     response = boss.post(
         "/rollouts/plans/new/", form_of(("50", "1"), **{"form-0-documents": lines})
     )
 
     assert response.status_code == 400
-    assert told in response.content.decode()
+    assert message in rendered(response)
     assert not Plan.objects.exists()
 
 
@@ -241,19 +242,19 @@ def test_what_a_step_alone_cannot_see_is_refused_by_its_number(boss: Client) -> 
     response = boss.post("/rollouts/plans/new/", steps)
 
     assert response.status_code == 400
-    assert "Step 2: shadow-agreement requires copied requests" in response.content.decode()
+    assert "Step 2: shadow-agreement requires copied requests" in rendered(response)
 
 
 def test_a_mistake_among_the_advanced_fields_is_not_hidden(boss: Client) -> None:
     response = boss.post("/rollouts/plans/new/", form_of(("50", "1"), holdback="9"))
 
-    assert '<details id="advanced" open>' in response.content.decode()
+    assert '<details id="advanced" open>' in rendered(response)
 
 
 def test_a_plan_is_copied_under_a_name_of_its_own(boss: Client) -> None:
     plan = save_plan(document=RICH, description="why", actor=ANNA)
 
-    page = boss.get(f"/rollouts/plans/new/?copy={plan.pk}").content.decode()
+    page = rendered(boss.get(f"/rollouts/plans/new/?copy={plan.pk}"))
     boss.post("/rollouts/plans/new/", form_in(page, "form-TOTAL_FORMS"))
 
     copy = Plan.objects.get(name="rich-copy")
@@ -263,31 +264,31 @@ def test_a_plan_is_copied_under_a_name_of_its_own(boss: Client) -> None:
 
 def test_a_plan_begins_from_a_template(boss: Client) -> None:
     for name in ("blue-green", "blue-green-copy"):
-        page = boss.get("/rollouts/plans/new/?template=blue-green").content.decode()
+        page = rendered(boss.get("/rollouts/plans/new/?template=blue-green"))
         boss.post("/rollouts/plans/new/?template=blue-green", form_in(page, "form-TOTAL_FORMS"))
         assert Plan.objects.filter(name=name).exists()
 
-    assert "shadow-canary" in boss.get("/rollouts/plans/").content.decode()
+    assert "shadow-canary" in rendered(boss.get("/rollouts/plans/"))
     assert boss.get("/rollouts/plans/new/?template=nonsense").status_code == 404
     assert boss.get("/rollouts/plans/new/?copy=99").status_code == 404
 
 
 def test_a_plan_is_deleted_but_not_the_default_one(boss: Client) -> None:
     default, other = make_plan("canary"), make_plan("other")
-    assert 'id="delete-plan"' not in boss.get(f"/rollouts/plans/{default.pk}/").content.decode()
+    assert 'id="delete-plan"' not in rendered(boss.get(f"/rollouts/plans/{default.pk}/"))
 
     refused = post_yes(boss, f"/rollouts/plans/{default.pk}/delete/", follow=True)
     deleted = post_yes(boss, f"/rollouts/plans/{other.pk}/delete/", follow=True)
 
-    assert "is the default plan" in refused.content.decode()
-    assert "Plan other is deleted" in deleted.content.decode()
+    assert "is the default plan" in rendered(refused)
+    assert "Plan other is deleted" in rendered(deleted)
     assert [plan.name for plan in Plan.objects.all()] == ["canary"]
 
 
 def test_the_page_shows_checks_with_settings_gates_and_copies(boss: Client) -> None:
     plan = save_plan(document=RICH, actor=ANNA)
 
-    text = boss.get(f"/rollouts/plans/{plan.pk}/").content.decode()
+    text = rendered(boss.get(f"/rollouts/plans/{plan.pk}/"))
 
     assert "signal: limit_us 20000, no-data: pause" in text
     assert "admin approves" in text
@@ -297,8 +298,8 @@ def test_the_page_shows_checks_with_settings_gates_and_copies(boss: Client) -> N
 
 
 def test_a_plan_shows_how_often_it_decides_wrongly(boss: Client) -> None:
-    asked = CheckDocument(check="error-threshold", settings={"margin_bp": 50})
-    steps = (StepDocument(weight_bp=500, checks=(asked,)), StepDocument(weight_bp=2_500))
+    check = CheckDocument(check="error-threshold", settings={"margin_bp": 50})
+    steps = (StepDocument(weight_bp=500, checks=(check,)), StepDocument(weight_bp=2_500))
     plan = save_plan(document=PlanDocument(name="rule", steps=steps), actor=ANNA)
     calm = make_plan("calm")
     asks_outside = CheckDocument(
@@ -311,18 +312,18 @@ def test_a_plan_shows_how_often_it_decides_wrongly(boss: Client) -> None:
         actor=ANNA,
     )
 
-    warned = boss.get(f"/rollouts/plans/{plan.pk}/").content.decode()
-    form = boss.get("/rollouts/plans/new/").content.decode()
+    warned = rendered(boss.get(f"/rollouts/plans/{plan.pk}/"))
+    form = rendered(boss.get("/rollouts/plans/new/"))
 
     assert re.search(r"roll back at most <b>[1-9][\d.]* %</b> of healthy versions", warned)
-    assert "<b>1.00 %</b>" in boss.get(f"/rollouts/plans/{calm.pk}/").content.decode()
-    unknown = boss.get(f"/rollouts/plans/{blind.pk}/").content.decode()
-    assert "does not know the error rates of up" in unknown
-    assert "In a usual plan it would roll back" in form
+    assert "<b>1.00 %</b>" in rendered(boss.get(f"/rollouts/plans/{calm.pk}/"))
+    unknown = rendered(boss.get(f"/rollouts/plans/{blind.pk}/"))
+    assert "the error rates of these checks are unknown: up" in unknown
+    assert "In a typical plan it rolls back" in form
 
 
 def test_without_javascript_more_rows_are_shown_and_empty_ones_left_out(boss: Client) -> None:
-    page = boss.get("/rollouts/plans/new/?rows=more").content.decode()
+    page = rendered(boss.get("/rollouts/plans/new/?rows=more"))
     sent = form_in(page, "form-TOTAL_FORMS") | {"name": "plain"}
     assert sent["form-TOTAL_FORMS"] == ["9"]
 

@@ -110,5 +110,5 @@ def test_only_one_plan_is_the_default_one() -> None:
 @pytest.mark.django_db
 def test_a_second_plan_of_a_name_is_a_conflict() -> None:
     save_plan(document=plan(500), actor=ANNA)
-    with pytest.raises(Conflict, match="careful exists already"):
+    with pytest.raises(Conflict, match="careful already exists"):
         save_plan(document=plan(500), actor=ANNA)

@@ -15,6 +15,7 @@ from apps.rollouts.models import FreezeWindow, Quarantine, Rollout
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from tests.experiments.factories import make_running
+from tests.rollouts.callers import rendered
 from tests.rollouts.factories import (
     ANNA,
     make_instance,
@@ -59,7 +60,7 @@ def freeze(model: RegisteredModel | None) -> FreezeWindow:
 
 
 def text_of(client: Client, query: str = "") -> str:
-    return client.get(PROMOTE + query).content.decode()
+    return rendered(client.get(PROMOTE + query))
 
 
 def test_a_version_in_quarantine_says_since_when_and_why_and_is_tried_again_only_on_purpose(
@@ -116,7 +117,7 @@ def test_what_is_overridden_stays_ticked_when_something_else_refuses(
     version = model.versions.get(number=2)
     Quarantine.objects.create(version=version, reason="slow", at=database_now())
 
-    text = operator.post(PROMOTE, CHOICE | {"override": "freeze"}).content.decode()
+    text = rendered(operator.post(PROMOTE, CHOICE | {"override": "freeze"}))
 
     assert 'value="freeze" checked' in text
     assert 'value="quarantine" required' in text
@@ -128,7 +129,7 @@ def test_an_override_that_does_not_exist_is_refused(
     response = operator.post(PROMOTE, CHOICE | {"override": "gravity"})
 
     assert response.status_code == 400
-    assert "unknown override" in response.content.decode()
+    assert "unknown override" in rendered(response)
 
 
 def test_it_warns_of_pins_and_of_instances_that_went_silent(
@@ -140,7 +141,7 @@ def test_it_warns_of_pins_and_of_instances_that_went_silent(
     text = text_of(operator)
 
     assert "Instance held has digits pinned to stable" in text
-    assert "Instance gone is silent" in text
+    assert "Instance gone has been silent" in text
 
 
 def test_a_plan_that_starts_at_0_says_so(operator: Client, model: RegisteredModel) -> None:
@@ -151,8 +152,10 @@ def test_a_plan_that_starts_at_0_says_so(operator: Client, model: RegisteredMode
         steps = (first, StepDocument(weight_bp=10_000))
         save_plan(document=PlanDocument(name=name, steps=steps), actor=ANNA)
 
-    assert "but from requests that name it" in text_of(operator, "?version=2&plan=blue-green")
-    assert "but copies of 10 % of the requests" in text_of(operator, "?version=2&plan=shadow")
+    assert "except requests with its version number" in text_of(
+        operator, "?version=2&plan=blue-green"
+    )
+    assert "except copies of 10 % of the requests" in text_of(operator, "?version=2&plan=shadow")
 
 
 def test_a_live_experiment_is_named_and_blocks_the_start(
@@ -161,7 +164,7 @@ def test_a_live_experiment_is_named_and_blocks_the_start(
     experiment = make_running()
     make_plan()
 
-    text = operator.get(f"/models/{experiment.model.name}/promote/").content.decode()
+    text = rendered(operator.get(f"/models/{experiment.model.name}/promote/"))
 
     assert f"/experiments/{experiment.name}/" in text
     assert re.search(r'id="start" disabled', text)
@@ -174,6 +177,6 @@ def test_it_tells_how_long_the_plan_takes_at_the_models_traffic(
     for hours in (1, 20, 160):
         send("digits", 1, at=database_now() - timedelta(hours=hours), requests=4, units=4)
     text = text_of(operator)
-    assert "requests an hour with " in text
+    assert "requests per hour with " in text
     assert "too long: it would pause for a person in step" in text
     assert "cannot decide, so that it pauses for a person after its bake time" in text

@@ -46,7 +46,7 @@ def test_a_state_that_comes_back_is_a_new_generation() -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_publishing_outside_a_transaction_is_a_fault() -> None:
-    with pytest.raises(RuntimeError, match="inside the transaction"):
+    with pytest.raises(RuntimeError, match="must run in the transaction"):
         publish()
 
 

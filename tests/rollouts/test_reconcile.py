@@ -231,14 +231,14 @@ def test_what_is_stable_already_is_refused() -> None:
     model = make_model()
     make_plan()
     target = model.versions.get(number=1)
-    with pytest.raises(Invalid, match="stable version already"):
+    with pytest.raises(Invalid, match="already the stable version"):
         services.start_rollout(model=model, target=target, actor=ANNA, now=database_now())
 
 
 def test_it_refuses_a_stale_revision() -> None:
     rollout = baking()
     rollout.refresh_from_db()
-    with pytest.raises(Conflict, match="moved on"):
+    with pytest.raises(Conflict, match="changed in the meantime"):
         services.pause_rollout(
             rollout=rollout, actor=ANNA, now=database_now(), revision=rollout.revision - 1
         )

@@ -32,13 +32,13 @@ def body(**fields: Any) -> dict[str, Any]:
 def test_a_release_starts_a_rollout_of_each_model_by_one_plan() -> None:
     bob = caller()
 
-    made = send_json(bob, RELEASES, body(plan="canary"))
+    created = send_json(bob, RELEASES, body(plan="canary"))
 
-    told = made.json()
-    assert (made.status_code, told["state"], told["plan"]) == (201, "pending", "canary")
-    moved = {(row["model"], row["target"], row["release"]) for row in told["rollouts"]}
-    assert moved == {("digits", 2, told["id"]), ("shapes", 3, told["id"])}
-    assert bob.get(f"{RELEASES}{told['id']}/").json() == told
+    result = created.json()
+    assert (created.status_code, result["state"], result["plan"]) == (201, "pending", "canary")
+    moved = {(row["model"], row["target"], row["release"]) for row in result["rollouts"]}
+    assert moved == {("digits", 2, result["id"]), ("shapes", 3, result["id"])}
+    assert bob.get(f"{RELEASES}{result['id']}/").json() == result
     assert bob.get(RELEASES).json()["count"] == 1
 
 
@@ -46,11 +46,11 @@ def test_an_abort_takes_all_its_models_back() -> None:
     bob = caller()
     path = f"{RELEASES}{send_json(bob, RELEASES, body()).json()['id']}/abort/"
 
-    told = send_json(bob, path, {"reason": "wrong week"}).json()
+    result = send_json(bob, path, {"reason": "wrong week"}).json()
 
-    assert told["state"] == "rolling_back"
-    assert {row["phase"] for row in told["rollouts"]} == {"rolling_back"}
-    assert all("wrong week" in row["reason"] for row in told["rollouts"])
+    assert result["state"] == "rolling_back"
+    assert {row["phase"] for row in result["rollouts"]} == {"rolling_back"}
+    assert all("wrong week" in row["reason"] for row in result["rollouts"])
 
 
 def test_what_has_ended_cannot_be_aborted() -> None:
@@ -65,14 +65,14 @@ def test_what_has_ended_cannot_be_aborted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "status", "told"),
+    ("fields", "status", "message"),
     [
         ({"versions": {"digits": "2"}}, 400, "at least two models"),
         ({"versions": {}}, 400, "versions"),
         ({"versions": {"digits": "2", "a\0b": "1"}}, 400, "versions"),
         ({"versions": {"digits": "2", "nobody": "1"}}, 404, "nobody"),
         ({"versions": {"digits": "2", "shapes": "9"}}, 404, "9"),
-        ({"versions": {"digits": "2", "shapes": "1"}}, 400, "stable version already"),
+        ({"versions": {"digits": "2", "shapes": "1"}}, 400, "already the stable version"),
         ({"plan": "none"}, 404, "none"),
         ({"name": "a/b"}, 400, "name"),
         ({"overrides": ["everything"]}, 400, "quarantine, signature, freeze"),
@@ -80,12 +80,12 @@ def test_what_has_ended_cannot_be_aborted() -> None:
     ],
 )
 def test_bad_input_is_named_and_starts_nothing(
-    fields: dict[str, Any], status: int, told: str
+    fields: dict[str, Any], status: int, message: str
 ) -> None:
     answer = send_json(caller(), RELEASES, body(**fields))
 
     assert answer.status_code == status
-    assert told in answer.json()["error"]["message"]
+    assert message in answer.json()["error"]["message"]
     assert not Rollout.objects.exists()
     assert not Release.objects.exists()
 

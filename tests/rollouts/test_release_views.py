@@ -17,6 +17,7 @@ from apps.rollouts.releases import start_release
 from apps.rollouts.states import Phase
 from tests.confirming import post_yes, question_of
 from tests.rollouts.browser import form_in
+from tests.rollouts.callers import rendered
 from tests.rollouts.factories import (
     ANNA,
     make_baking,
@@ -56,7 +57,7 @@ def start(name: str = "autumn") -> Release:
 def text_of(client: Client, path: str, **sent: Any) -> str:
     response = client.get(path, sent)
     assert response.status_code == 200
-    return response.content.decode()
+    return rendered(response)
 
 
 # --- The list and one release -------------------------------------------------------------------
@@ -104,19 +105,19 @@ def test_a_release_that_has_not_changed_answers_nothing(operator: Client) -> Non
 
     fresh = operator.get(path, {"stamp": stamp}, headers=headers)
     assert fresh.status_code == 200
-    assert "<html" not in fresh.content.decode()
+    assert "<html" not in rendered(fresh)
 
 
 def test_an_abort_names_all_models_and_takes_them_back(operator: Client) -> None:
     release = start()
     path = f"{RELEASES}{release.pk}/"
 
-    asked = question_of(operator, f"{path}abort/")
+    data = question_of(operator, f"{path}abort/")
     post_yes(operator, f"{path}abort/")
 
-    assert "digits to version 1, shapes to version 1" in asked
+    assert "digits to version 1, shapes to version 1" in data
     assert {each.phase for each in Rollout.objects.all()} == {Phase.ROLLING_BACK}
-    assert "by hand" in Rollout.objects.get(model__name="digits").reason
+    assert "manually" in Rollout.objects.get(model__name="digits").reason
 
 
 def test_what_has_ended_is_not_aborted_nor_polled(operator: Client) -> None:
@@ -129,7 +130,7 @@ def test_what_has_ended_is_not_aborted_nor_polled(operator: Client) -> None:
 
     assert 'id="abort"' not in text
     assert f'hx-get="{path}' not in text
-    assert "has ended already: succeeded" in refused.content.decode()
+    assert "has already ended: succeeded" in rendered(refused)
 
 
 def test_an_abort_needs_the_role_on_every_model(client: Client) -> None:
@@ -179,7 +180,7 @@ def test_what_is_shown_is_started_as_it_is_sent(operator: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("data", "message"),
     [
         ({"name": ""}, "This field is required."),
         ({"name": "a b"}, "A name has at most 100 letters"),
@@ -188,17 +189,17 @@ def test_what_is_shown_is_started_as_it_is_sent(operator: Client) -> None:
         ({"model": ["digits", "nothing"]}, "There is no model named &#x27;nothing&#x27;."),
         ({"version": ["2", "1"]}, "shapes has no version &#x27;1&#x27; to move to."),
         ({"version": ["2"]}, "Choose a version."),
-        ({"model": ["digits"], "version": ["2"]}, "A release moves at least two models"),
-        ({"model": []}, "A release moves at least two models"),
+        ({"model": ["digits"], "version": ["2"]}, "A release needs at least two models"),
+        ({"model": []}, "A release needs at least two models"),
     ],
 )
 def test_what_cannot_be_started_is_refused_with_the_place(
-    operator: Client, asked: dict[str, Any], told: str
+    operator: Client, data: dict[str, Any], message: str
 ) -> None:
-    response = operator.post(NEW, CHOSEN | {"name": "autumn"} | asked)
+    response = operator.post(NEW, CHOSEN | {"name": "autumn"} | data)
 
     assert response.status_code == 400
-    assert told in response.content.decode()
+    assert message in rendered(response)
     assert not Release.objects.exists()
 
 
@@ -212,9 +213,9 @@ def test_models_that_cannot_move_in_steps_say_why_at_once(operator: Client) -> N
 
     text = text_of(operator, NEW, model=names, version=["9", "1", "", "2"])
 
-    for told in ("takes or gives other tensors", "no stable version yet"):
-        assert told in text
-    assert "lonely has no version but the stable one." in text
+    for message in ("their signatures differ", "no stable version yet"):
+        assert message in text
+    assert "lonely has no version besides the stable one." in text
     assert "busy has a live rollout or experiment" in text
     assert 'id="start" disabled' in text
 
@@ -225,16 +226,16 @@ def test_overrides_are_asked_for_once_and_then_hold_for_all(operator: Client) ->
     create_freeze(model=None, reason="the fair", **times, actor=ANNA, now=now)
     held = RegisteredModel.objects.get(name="digits").versions.get(number=2)
     Quarantine.objects.create(version=held, reason="slow", at=now)
-    asked = CHOSEN | {"name": "autumn"}
+    data = CHOSEN | {"name": "autumn"}
 
-    refused = operator.post(NEW, asked)
-    forbidden = operator.post(NEW, asked | {"override": ["quarantine", "freeze"]})
+    refused = operator.post(NEW, data)
+    forbidden = operator.post(NEW, data | {"override": ["quarantine", "freeze"]})
     assert forbidden.status_code == 403
     ModelRole.objects.update(role=Role.ADMIN)
-    operator.post(NEW, asked | {"override": ["quarantine", "freeze"]})
+    operator.post(NEW, data | {"override": ["quarantine", "freeze"]})
 
     assert refused.status_code == 409
-    text = refused.content.decode()
+    text = rendered(refused)
     assert text.count('name="override" value="freeze"') == 1
     assert "digits:2 is in quarantine" in text
     overridden = {each.model.name: each.overrides for each in Rollout.objects.all()}
@@ -246,11 +247,11 @@ def test_a_name_that_is_live_is_a_conflict(operator: Client) -> None:
     make_model("faces")
     make_model("hands")
 
-    asked = {"model": ["faces", "hands"], "version": ["2", "2"], "plan": "canary"}
-    response = operator.post(NEW, asked | {"name": "autumn"})
+    data = {"model": ["faces", "hands"], "version": ["2", "2"], "plan": "canary"}
+    response = operator.post(NEW, data | {"name": "autumn"})
 
     assert response.status_code == 409
-    assert "A release named autumn is live already" in response.content.decode()
+    assert "A release named autumn is already live" in rendered(response)
 
 
 def test_starting_needs_the_role_on_every_model(client: Client) -> None:

@@ -12,7 +12,7 @@ from apps.models.services import change_deployment
 from apps.models.states import DeploymentState
 from apps.rollouts import retirement
 from apps.rollouts.publication import latest_table
-from apps.rollouts.retirement import retire_versions, wanted_versions
+from apps.rollouts.retirement import needed_versions, retire_versions
 from contract.routing import decode
 from tests.rollouts.factories import ANNA, make_baking, make_instance, make_model, send
 
@@ -50,8 +50,8 @@ def test_stable_the_previous_one_and_a_splits_versions_are_wanted() -> None:
     model.save()
     make_baking(model)
     now = database_now()
-    assert wanted_versions(now) == {numbers[n].pk for n in (1, 2, 3)}
-    assert numbers[3].pk not in wanted_versions(now + timedelta(hours=2))
+    assert needed_versions(now) == {numbers[n].pk for n in (1, 2, 3)}
+    assert numbers[3].pk not in needed_versions(now + timedelta(hours=2))
 
 
 def test_an_unwanted_version_leaves_the_table_before_it_is_unloaded(unloaded: list[int]) -> None:

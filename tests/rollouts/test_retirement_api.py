@@ -73,7 +73,7 @@ def test_what_is_needed_is_a_conflict_that_lists_what_needs_it() -> None:
     assert error["message"] == "digits:2 cannot be deleted: the rollout to version 2 is baking."
 
 
-def test_a_deleted_version_is_told_of_but_not_listed() -> None:
+def test_a_deleted_version_is_readable_but_not_listed() -> None:
     make_model()
     admin = caller("admin")
     answer = send_json(admin, VERSION, {"reason": "private data"}, "delete")

@@ -15,13 +15,13 @@ from apps.rollouts.plan_templates import TEMPLATES
 from apps.rollouts.plans import PlanDocument, StepDocument, plan_settings, step_settings
 from cli.main import _parser
 
-TOLD = (Path(__file__).parents[2] / "docs" / "rollouts.md").read_text()
+TEXT = (Path(__file__).parents[2] / "docs" / "rollouts.md").read_text()
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
-    for line in TOLD.splitlines()
+    for line in TEXT.splitlines()
     if line.startswith("| `")
 ]
-COMMANDS = re.findall(r"^(interlock .*?)(?: +#.*| > .*)?$", TOLD, re.MULTILINE)
+COMMANDS = re.findall(r"^(interlock .*?)(?: +#.*| > .*)?$", TEXT, re.MULTILINE)
 
 
 def defaults(document: type[msgspec.Struct]) -> dict[str, Any]:
@@ -30,13 +30,13 @@ def defaults(document: type[msgspec.Struct]) -> dict[str, Any]:
 
 def test_each_setting_stands_there_with_its_default() -> None:
     rows = [row for row in ROWS if len(row) > 2]
-    told = {name: row for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    described = {name: row for row in rows for name in re.findall(r"`(\w+)`", row[0])}
     known = {**defaults(PlanDocument), **defaults(StepDocument)}
     for name in (*plan_settings(), *step_settings()):
-        assert name in told
+        assert name in described
         default = known.get(name, "")
         text = ", ".join(default) if isinstance(default, tuple) else str(default)
-        assert name in {"name", "weight_bp"} or told[name][2] == text
+        assert name in {"name", "weight_bp"} or described[name][2] == text
 
 
 def test_each_template_and_each_override_stands_there() -> None:

@@ -73,8 +73,8 @@ def test_the_same_snapshot_makes_the_same_bytes_in_any_order() -> None:
 
 
 def test_a_split_sends_its_share_to_a_ready_version() -> None:
-    found = route(model(version(1), version(2), split=SPLIT))
-    assert (found.stable, found.timeout_ms, found.split) == (
+    entry = route(model(version(1), version(2), split=SPLIT))
+    assert (entry.stable, entry.timeout_ms, entry.split) == (
         "1",
         250,
         CanarySplit(id="r", salt="s", version="2", weight_bp=500, interval_s=10),
@@ -92,14 +92,14 @@ def test_what_heals_keeps_its_name_while_it_is_needed(healing: int) -> None:
 
 
 def test_a_split_whose_version_is_gone_is_dropped_and_stable_serves_on() -> None:
-    found = route(model(version(1), split=SPLIT))
-    assert (found.stable, found.split) == ("1", None)
+    entry = route(model(version(1), split=SPLIT))
+    assert (entry.stable, entry.split) == ("1", None)
 
 
 def test_a_version_that_takes_other_inputs_is_not_reachable_beside_stable() -> None:
-    found = route(model(version(1), version(2, width=32), split=SPLIT))
-    assert set(found.versions) == {"1"}
-    assert found.split is None
+    entry = route(model(version(1), version(2, width=32), split=SPLIT))
+    assert set(entry.versions) == {"1"}
+    assert entry.split is None
 
 
 @pytest.mark.parametrize("versions", [[], [version(2, ready=False)]])
@@ -108,22 +108,22 @@ def test_a_model_that_nobody_can_answer_for_is_left_out(versions: list[VersionSn
 
 
 def test_a_model_without_stable_is_reachable_by_version_only() -> None:
-    found = route(model(version(1), stable=None))
-    assert (found.stable, set(found.versions)) == (None, {"1"})
+    entry = route(model(version(1), stable=None))
+    assert (entry.stable, set(entry.versions)) == (None, {"1"})
 
 
 def test_a_models_settings_are_its_routes() -> None:
-    found = route(model(version(1)))
-    assert (found.batching.max_batch_size, found.batching.max_queue_size) == (8, 64)
-    assert found.breaker == Breaker(window=50, failures=20, open_ms=2_000)
-    assert found.cache == Cache(ttl_s=300, shared=True)
-    assert found.unit_key.header == "x-customer"
+    entry = route(model(version(1)))
+    assert (entry.batching.max_batch_size, entry.batching.max_queue_size) == (8, 64)
+    assert entry.breaker == Breaker(window=50, failures=20, open_ms=2_000)
+    assert entry.cache == Cache(ttl_s=300, shared=True)
+    assert entry.unit_key.header == "x-customer"
 
 
 def test_a_versions_warm_up_and_age_and_its_clusters_hedging_come_with_the_table() -> None:
     table = compiled(model(version(1, warmup="[[]]")))
-    found = table.models["digits"].versions["1"]
-    assert (found.warmup, found.created_at_ms) == ("[[]]", 1_700)
+    entry = table.models["digits"].versions["1"]
+    assert (entry.warmup, entry.created_at_ms) == ("[[]]", 1_700)
     assert table.clusters["local"].hedge_after_ms == 40
 
 

@@ -17,6 +17,7 @@ from apps.rollouts.models import FreezeWindow, Quarantine
 from apps.rollouts.selectors.rules import next_start
 from apps.rollouts.services import abort_rollout
 from tests.confirming import post_yes
+from tests.rollouts.callers import rendered
 from tests.rollouts.factories import ANNA, make_baking, make_model
 
 pytestmark = pytest.mark.django_db
@@ -42,19 +43,19 @@ def log_in_operator(client: Client, model: RegisteredModel | None = None) -> Non
 def text_of(client: Client) -> str:
     response = client.get(RULES)
     assert response.status_code == 200
-    return response.content.decode()
+    return rendered(response)
 
 
 def make_freeze(model: RegisteredModel | None = None, **more: Any) -> FreezeWindow:
     now = database_now()
-    given = {"reason": "the fair", "starts_at": now - HOUR, "ends_at": now + HOUR}
-    return create_freeze(model=model, **(given | more), actor=ANNA, now=now - HOUR)
+    values = {"reason": "the fair", "starts_at": now - HOUR, "ends_at": now + HOUR}
+    return create_freeze(model=model, **(values | more), actor=ANNA, now=now - HOUR)
 
 
 def make_past() -> FreezeWindow:
     now = database_now()
-    given = {"starts_at": now - 3 * HOUR, "ends_at": now - 2 * HOUR, "reason": "the old fair"}
-    return create_freeze(model=None, **given, actor=ANNA, now=now - 3 * HOUR)
+    values = {"starts_at": now - 3 * HOUR, "ends_at": now - 2 * HOUR, "reason": "the old fair"}
+    return create_freeze(model=None, **values, actor=ANNA, now=now - 3 * HOUR)
 
 
 def sent(at: datetime) -> str:
@@ -67,10 +68,10 @@ def sent(at: datetime) -> str:
 def test_without_rules_each_part_says_so(boss: Client) -> None:
     text = text_of(boss)
 
-    assert "No freeze window is open or will be" in text
-    assert "Any number may be under way at once" in text
+    assert "No open or upcoming freeze windows" in text
+    assert "No limit" in text
     assert "No version is in quarantine" in text
-    assert RULES in boss.get("/rollouts/").content.decode()
+    assert RULES in rendered(boss.get("/rollouts/"))
 
 
 def test_windows_are_told_apart_by_whether_they_are_open(boss: Client) -> None:
@@ -116,35 +117,35 @@ def test_a_window_is_set_from_now_on_when_no_start_is_said(boss: Client) -> None
 
 def test_all_models_are_frozen_weekly_when_that_is_asked(boss: Client) -> None:
     starts_at = database_now() + HOUR
-    asked = {"starts_at": sent(starts_at), "ends_at": sent(starts_at + HOUR), "is_weekly": "on"}
+    data = {"starts_at": sent(starts_at), "ends_at": sent(starts_at + HOUR), "is_weekly": "on"}
 
-    boss.post(f"{RULES}freezes/", asked | {"reason": "Fridays"})
+    boss.post(f"{RULES}freezes/", data | {"reason": "Fridays"})
 
     window = FreezeWindow.objects.get()
     assert (window.model, window.is_weekly) == (None, True)
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("data", "message"),
     [
         ({"ends_at": ""}, "This field is required."),
         ({"ends_at": "tomorrow"}, "Enter a valid date/time."),
         ({"ends_at": "2020-01-01T10:00"}, "The window must end after it starts."),
-        ({"starts_at": "2020-01-01T10:00", "ends_at": "2020-01-02T10:00"}, "is over already"),
+        ({"starts_at": "2020-01-01T10:00", "ends_at": "2020-01-02T10:00"}, "is already over"),
         ({"reason": " "}, "This field is required."),
         ({"model": "nothing"}, "Select a valid choice."),
     ],
 )
 def test_a_window_that_cannot_be_is_refused_beside_the_field(
-    boss: Client, asked: dict[str, str], told: str
+    boss: Client, data: dict[str, str], message: str
 ) -> None:
-    given = {"ends_at": sent(database_now() + HOUR), "reason": "fair"}
+    values = {"ends_at": sent(database_now() + HOUR), "reason": "fair"}
 
-    response = boss.post(f"{RULES}freezes/", given | asked)
+    response = boss.post(f"{RULES}freezes/", values | data)
 
-    text = response.content.decode()
+    text = rendered(response)
     assert response.status_code == 400
-    assert told in text.split('class="errorlist"')[1]
+    assert message in text.split('class="errorlist"')[1]
     assert '<details id="freeze" open>' in text
     assert not FreezeWindow.objects.exists()
 
@@ -166,7 +167,7 @@ def test_a_window_that_is_over_is_not_ended_again(boss: Client) -> None:
 
     response = post_yes(boss, f"{RULES}freezes/{window.pk}/end/", follow=True)
 
-    assert "The freeze window is over since" in response.content.decode()
+    assert "The freeze window ended at" in rendered(response)
     assert boss.post(f"{RULES}freezes/999/end/").status_code == 404
 
 
@@ -174,17 +175,17 @@ def test_an_operator_of_one_model_freezes_that_one_only(client: Client) -> None:
     digits, everything = make_model(), make_freeze()
     make_model("faces")
     log_in_operator(client, digits)
-    asked = {"ends_at": sent(database_now() + HOUR), "reason": "fair"}
+    data = {"ends_at": sent(database_now() + HOUR), "reason": "fair"}
 
     form = text_of(client).split('action="/rollouts/rules/freezes/"')[1].split("</form>")[0]
 
     assert 'value="digits"' in form
     assert "faces" not in form
     assert "All models" not in form
-    assert client.post(f"{RULES}freezes/", asked).status_code == 403
-    assert client.post(f"{RULES}freezes/", asked | {"model": "faces"}).status_code == 403
+    assert client.post(f"{RULES}freezes/", data).status_code == 403
+    assert client.post(f"{RULES}freezes/", data | {"model": "faces"}).status_code == 403
     assert client.post(f"{RULES}freezes/{everything.pk}/end/").status_code == 403
-    assert client.post(f"{RULES}freezes/", asked | {"model": "digits"}).status_code == 302
+    assert client.post(f"{RULES}freezes/", data | {"model": "digits"}).status_code == 302
 
 
 # --- The limit ----------------------------------------------------------------------------------
@@ -194,11 +195,11 @@ def test_the_limit_is_set_and_taken_away(boss: Client) -> None:
     make_baking(make_model())
 
     boss.post(f"{RULES}limit/", {"concurrent_max": "3"})
-    told = text_of(boss)
+    text = text_of(boss)
     boss.post(f"{RULES}limit/", {"concurrent_max": ""})
 
-    assert "At most <b>3</b> may be under way" in told
-    assert "Now 1 is under way" in told
+    assert "At most <b>3</b> may be under way" in text
+    assert "Under way now: 1" in text
     assert concurrent_max() is None
 
 
@@ -209,7 +210,7 @@ def test_a_limit_that_is_none_is_refused_beside_the_field(boss: Client, limit: s
     response = boss.post(f"{RULES}limit/", {"concurrent_max": limit})
 
     assert response.status_code == 400
-    assert "errorlist" in response.content.decode()
+    assert "errorlist" in rendered(response)
     assert concurrent_max() == 2
 
 
@@ -242,13 +243,13 @@ def test_a_quarantine_is_lifted_with_a_reason_only(boss: Client) -> None:
 
     refused = boss.post(address, {"reason": " "})
     assert refused.status_code == 400
-    assert "Say why the version may be trusted again" in refused.content.decode()
+    assert "Say why the version may be trusted again" in rendered(refused)
     boss.post(address, {"reason": "the fault was elsewhere"})
 
     assert not Quarantine.objects.exists()
     assert AuditEntry.objects.get(action="quarantine.lifted").actor == "boss"
     again = boss.post(address, {"reason": "twice"}, follow=True)
-    assert "is not in quarantine" in again.content.decode()
+    assert "is not in quarantine" in rendered(again)
 
 
 # --- Who may ------------------------------------------------------------------------------------

@@ -64,12 +64,12 @@ def test_the_last_minute_adds_instances_and_leaves_older_windows_out() -> None:
     send("digits", 1, at=now - timedelta(minutes=2))
     send("fraud", 1, at=now)
 
-    found = last_minute(now, "digits")
+    result = last_minute(now, "digits")
 
-    assert list(found) == ["digits"]
-    assert found["digits"]["1"].requests == 120
-    assert found["digits"]["1"].error_rate == 0.05
-    assert found["digits"]["1"].latency == {80: 60, 88: 2}
+    assert list(result) == ["digits"]
+    assert result["digits"]["1"].requests == 120
+    assert result["digits"]["1"].error_rate == 0.05
+    assert result["digits"]["1"].latency == {80: 60, 88: 2}
 
 
 @db
@@ -189,10 +189,10 @@ def test_hits_of_the_cache_are_answers_and_no_version_is_judged_by_them() -> Non
     now = database_now()
     send("digits", 1, at=now, requests=60, errors=6, cache_hits=180)
 
-    found = last_minute(now)["digits"]["1"]
+    result = last_minute(now)["digits"]["1"]
 
-    assert (found.hit_rate, found.per_second, found.error_rate) == (0.75, 4, 0.1)
-    assert add_up([found, found], 60).cache_hits == 360
+    assert (result.hit_rate, result.per_second, result.error_rate) == (0.75, 4, 0.1)
+    assert add_up([result, result], 60).cache_hits == 360
     assert Traffic(60).hit_rate is None
 
 
@@ -206,10 +206,10 @@ def test_an_instance_that_stays_behind_is_stale_since_the_table_that_it_lacks() 
 
     fleet = read_fleet(database_now())
 
-    found = {m.instance.name: (m.state, m.behind_since) for m in fleet.members}
-    assert found["fresh"][0] == "behind"
-    assert found["stuck"] == ("stale", first.published_at)
-    assert found["forgotten"] == ("stale", None)
+    result = {m.instance.name: (m.state, m.behind_since) for m in fleet.members}
+    assert result["fresh"][0] == "behind"
+    assert result["stuck"] == ("stale", first.published_at)
+    assert result["forgotten"] == ("stale", None)
     assert len(fleet.behind) == len(fleet.live) == 3
 
 
@@ -236,11 +236,11 @@ def test_a_shadows_agreement_adds_its_windows_of_the_time_and_the_generation() -
     send_shadow(at=now - timedelta(minutes=9))
     send_shadow(at=now, shadow="s2")
 
-    found = shadow_agreement("s1", since=now - timedelta(minutes=5), until=now, generation_min=1)
+    result = shadow_agreement("s1", since=now - timedelta(minutes=5), until=now, generation_min=1)
 
-    assert (found.compared, found.rows, found.largest_difference) == (16, 20, 0.5)
-    assert (found.flip_rate, found.beyond_rate) == (0.1, 0.2)
-    assert (found.error_rate, found.rank_correlation) == (0.2, 0.9)
+    assert (result.compared, result.rows, result.largest_difference) == (16, 20, 0.5)
+    assert (result.flip_rate, result.beyond_rate) == (0.1, 0.2)
+    assert (result.error_rate, result.rank_correlation) == (0.2, 0.9)
 
 
 @db
@@ -260,8 +260,8 @@ def test_a_models_recent_shadows_are_listed_and_stamped() -> None:
     send_shadow(at=now, model="fraud")
     send_shadow(at=now - timedelta(hours=2), shadow="old")
 
-    (found,) = recent_shadows("digits", now)
+    (result,) = recent_shadows("digits", now)
 
-    assert (found.shadow, found.version, found.stable) == ("s1", "2", "1")
-    assert found.agreement.rows == 10
+    assert (result.shadow, result.version, result.stable) == ("s1", "2", "1")
+    assert result.agreement.rows == 10
     assert shadows_stamp("digits", now) != empty

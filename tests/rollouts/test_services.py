@@ -32,16 +32,18 @@ def version(number: int, **changes: Any) -> ModelVersion:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"signature": make_signature(32)}, r"'pixels' was FP32 \[-1, 64\] and is FP32 \[-1, 32\]"),
         ({"signature": {**make_signature(), "outputs": []}}, "output 'label' is missing"),
-        ({"batched": False}, "one of them has a batch dimension"),
+        ({"batched": False}, "only one of them has a batch dimension"),
     ],
 )
-def test_a_target_that_takes_other_requests_is_refused(changes: dict[str, Any], told: str) -> None:
+def test_a_target_that_takes_other_requests_is_refused(
+    changes: dict[str, Any], message: str
+) -> None:
     target = version(2, **changes)
-    with pytest.raises(Invalid, match=told):
+    with pytest.raises(Invalid, match=message):
         start(target)
     assert not Rollout.objects.exists()
     assert not LiveSplit.objects.exists()
@@ -93,20 +95,20 @@ def test_resuming_bakes_the_step_anew_and_keeps_its_weight() -> None:
 
 def test_only_a_paused_rollout_can_be_resumed() -> None:
     rollout = make_baking(make_model())
-    with pytest.raises(Conflict, match="only a paused one"):
+    with pytest.raises(Conflict, match="only a paused rollout"):
         services.resume_rollout(rollout=rollout, actor=ANNA, now=database_now())
 
 
 def test_a_rollout_that_only_prepares_cannot_be_promoted_by_hand() -> None:
     rollout = start(version(2))
-    with pytest.raises(Conflict, match="only a baking or paused one"):
+    with pytest.raises(Conflict, match="only a baking or paused rollout"):
         services.promote_now(rollout=rollout, actor=ANNA, now=database_now())
 
 
 def test_a_success_that_serves_no_more_cannot_be_aborted() -> None:
     rollout = make_baking(make_model())
     Rollout.objects.update(phase=Phase.SUCCEEDED)
-    with pytest.raises(Conflict, match=r"ended already.* is stable no more"):
+    with pytest.raises(Conflict, match=r"already ended.* is not stable any more"):
         services.abort_rollout(rollout=rollout, actor=ANNA, now=database_now())
 
 

@@ -46,13 +46,13 @@ def make_key(admin: Client, **headers: str) -> Any:
     return send(admin, "post", "tenants/shop/keys/", {"name": "checkout"}, **headers)
 
 
-def told(answer: Any) -> str:
+def message_of(answer: Any) -> str:
     return str(answer.json()["error"]["message"])
 
 
 def test_a_tenant_is_made_read_changed_and_deleted(admin: Client) -> None:
-    made = make(admin, requests_per_s=500, priority="high")
-    assert (made.status_code, made.json()["active_keys"]) == (201, 0)
+    created = make(admin, requests_per_s=500, priority="high")
+    assert (created.status_code, created.json()["active_keys"]) == (201, 0)
     make_key(admin)
     changed = send(admin, "patch", "tenants/shop/", {"burst": 900, "requests_per_s": 600})
     assert (changed.json()["burst"], changed.json()["priority"]) == (900, "high")
@@ -81,14 +81,14 @@ def test_a_tenant_that_cannot_be_is_refused(
     make(admin)
     answer = make(admin, **body)
     assert (answer.status_code, Tenant.objects.count()) == (status, 1)
-    assert message in told(answer)
+    assert message in message_of(answer)
 
 
 def test_a_key_is_in_the_answer_that_made_it_and_in_no_other(admin: Client) -> None:
     make(admin)
-    made = make_key(admin)
-    secret = made.json()["key"]
-    assert made["Cache-Control"] == "no-store"
+    created = make_key(admin)
+    secret = created.json()["key"]
+    assert created["Cache-Control"] == "no-store"
     assert latest().tenants["shop"].keys == (hashlib.sha256(secret.encode()).hexdigest(),)
     (row,) = admin.get(f"{API}/tenants/shop/keys/").json()["results"]
     assert "key" not in row
@@ -99,20 +99,20 @@ def test_a_key_may_open_some_models_only(admin: Client) -> None:
     make(admin)
     make_model()
     body = {"name": "web", "models": ["digits"]}
-    made = send(admin, "post", "tenants/shop/keys/", body)
-    assert (made.status_code, made.json()["models"]) == (201, ["digits"])
+    created = send(admin, "post", "tenants/shop/keys/", body)
+    assert (created.status_code, created.json()["models"]) == (201, ["digits"])
     (row,) = admin.get(f"{API}/tenants/shop/keys/").json()["results"]
     assert row["models"] == ["digits"]
     assert list(latest().tenants["shop"].limited_keys.values()) == [("digits",)]
     refused = send(admin, "post", "tenants/shop/keys/", {"name": "web", "models": ["words"]})
-    assert (refused.status_code, "no model 'words'" in told(refused)) == (400, True)
+    assert (refused.status_code, "no model 'words'" in message_of(refused)) == (400, True)
 
 
 def test_a_repeated_request_makes_one_key_and_keeps_no_secret(admin: Client) -> None:
     make(admin)
     first, again = (make_key(admin, **{"Idempotency-Key": "k1"}) for _ in range(2))
     assert (first.status_code, again.status_code) == (201, 409)
-    assert "shown only once" in told(again)
+    assert "shown only once" in message_of(again)
     assert ApiKey.objects.count() == 1
     kept = b"".join(bytes(record.body or b"") for record in IdempotencyRecord.objects.all())
     assert first.json()["key"].encode() not in kept
@@ -131,7 +131,7 @@ def test_a_key_is_revoked_by_its_id(admin: Client) -> None:
 
 def test_a_key_is_required_by_an_admin(admin: Client) -> None:
     refused = send(admin, "put", "serving-policy/", {"key_required": True})
-    assert (refused.status_code, "refuse every request" in told(refused)) == (409, True)
+    assert (refused.status_code, "refuse every request" in message_of(refused)) == (409, True)
     make(admin)
     make_key(admin)
     answer = send(admin, "put", "serving-policy/", {"key_required": True})
@@ -184,7 +184,7 @@ def test_settings_that_cannot_be_are_refused(
     make_model()
     answer = send(admin, "patch", "models/digits/", body)
     assert answer.status_code == 400
-    assert message in told(answer)
+    assert message in message_of(answer)
     assert RegisteredModel.objects.get().timeout_ms == 1_000
 
 
@@ -195,7 +195,7 @@ def test_warm_up_requests_are_set_and_read(admin: Client) -> None:
     assert answer.json()["warmup"] == [fitting()]
     assert latest().models["digits"].versions["2"].warmup
     refused = send(admin, "put", path, {"requests": [fitting(rows=300)]})
-    assert (refused.status_code, "at most 65,536" in told(refused)) == (400, True)
+    assert (refused.status_code, "at most 65,536" in message_of(refused)) == (400, True)
 
 
 def test_all_of_it_is_in_the_openapi_document(admin: Client) -> None:

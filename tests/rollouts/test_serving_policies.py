@@ -25,8 +25,8 @@ def change(model: RegisteredModel, **settings: Any) -> ModelRoute:
 
 
 def test_defaults_are_the_contracts() -> None:
-    found = change(make_model(), timeout_ms=999)
-    assert (found.batching, found.breaker, found.cache) == (Batching(), Breaker(), None)
+    entry = change(make_model(), timeout_ms=999)
+    assert (entry.batching, entry.breaker, entry.cache) == (Batching(), Breaker(), None)
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,13 @@ def test_defaults_are_the_contracts() -> None:
     ],
 )
 def test_each_setting_takes_effect(settings: dict[str, Any], compiled: dict[str, Any]) -> None:
-    found = change(make_model(), **settings)
-    assert {name: getattr(found, name) for name in compiled} == compiled
+    entry = change(make_model(), **settings)
+    assert {name: getattr(entry, name) for name in compiled} == compiled
 
 
 def test_the_unit_is_looked_for_where_the_model_says() -> None:
-    found = change(make_model(), unit_header="x-customer", unit_parameter="customer")
-    assert (found.unit_key.header, found.unit_key.parameter) == ("x-customer", "customer")
+    entry = change(make_model(), unit_header="x-customer", unit_parameter="customer")
+    assert (entry.unit_key.header, entry.unit_key.parameter) == ("x-customer", "customer")
 
 
 def test_the_cache_is_switched_off_again() -> None:
@@ -63,12 +63,12 @@ def test_the_cache_is_switched_off_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"timeout_ms": 0}, "timeout_ms"),
         ({"max_queue_size": 0}, "max_queue_size"),
-        ({"max_queue_size": 31}, "fewer than one batch of 32"),
-        ({"max_batch_size": 1_025}, "fewer than one batch of 1025"),
+        ({"max_queue_size": 31}, "less than max_batch_size"),
+        ({"max_batch_size": 1_025}, "less than max_batch_size"),
         ({"breaker_failures": 21}, "the breaker would never open"),
         ({"breaker_open_ms": 1}, "breaker_open_ms"),
         ({"cache_ttl_s": 0}, "cache_ttl_s"),
@@ -77,9 +77,11 @@ def test_the_cache_is_switched_off_again() -> None:
         ({"unit_parameter": ""}, "unit_parameter"),
     ],
 )
-def test_what_cannot_be_is_refused_and_changes_nothing(settings: dict[str, Any], told: str) -> None:
+def test_what_cannot_be_is_refused_and_changes_nothing(
+    settings: dict[str, Any], message: str
+) -> None:
     model = make_model()
-    with pytest.raises(Invalid, match=told):
+    with pytest.raises(Invalid, match=message):
         change(model, **settings)
     name = next(iter(settings))
     assert getattr(RegisteredModel.objects.get(), name) == getattr(model, name)

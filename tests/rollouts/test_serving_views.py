@@ -16,6 +16,7 @@ from apps.rollouts import tenants
 from contract.routing import Cache
 from tests.confirming import post_yes, question_of
 from tests.models.test_warmup import fitting
+from tests.rollouts.callers import rendered
 from tests.rollouts.factories import (
     ANNA,
     latest,
@@ -46,7 +47,7 @@ def viewer() -> Client:
 
 
 def text_of(client: Client, path: str) -> str:
-    return client.get(path).content.decode()
+    return rendered(client.get(path))
 
 
 def make_tenant() -> Tenant:
@@ -61,7 +62,7 @@ def test_without_a_tenant_the_page_says_what_one_is_for(viewer: Client) -> None:
     text = text_of(viewer, "/tenants/")
 
     assert "No tenant yet" in text
-    assert "is something else" in text
+    assert "for people and CI pipelines" in text
     assert "make-tenant" not in text
 
 
@@ -69,7 +70,7 @@ def test_a_tenant_is_made_and_its_page_asks_for_a_key(admin: Client) -> None:
     response = admin.post("/tenants/", {"name": "shop", **QUOTA}, follow=True)
 
     assert response.redirect_chain == [("/tenants/shop/", 302)]
-    assert "nobody can ask as shop" in response.content.decode()
+    assert "nobody can ask as shop" in rendered(response)
     assert Tenant.objects.get().requests_per_s == 500
     table = text_of(admin, "/tenants/").split("<tbody>")[1].split("</tbody>")[0]
     assert "no limit" not in table
@@ -77,7 +78,7 @@ def test_a_tenant_is_made_and_its_page_asks_for_a_key(admin: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "status", "told"),
+    ("form", "status", "message"),
     [
         ({"name": ""}, 400, "This field is required"),
         ({"name": "two words"}, 400, "A name has at most 100 letters"),
@@ -92,13 +93,13 @@ def test_a_tenant_is_made_and_its_page_asks_for_a_key(admin: Client) -> None:
     ],
 )
 def test_bad_input_is_told_beside_what_was_typed(
-    admin: Client, form: dict[str, str], status: int, told: str
+    admin: Client, form: dict[str, str], status: int, message: str
 ) -> None:
     make_tenant()
     response = admin.post("/tenants/", {**QUOTA, **form})
 
     assert response.status_code == status
-    assert told in response.content.decode()
+    assert message in rendered(response)
     assert Tenant.objects.count() == 1
 
 
@@ -106,7 +107,7 @@ def test_a_quota_is_changed(admin: Client) -> None:
     make_key(make_tenant())
     response = admin.post("/tenants/shop/", QUOTA, follow=True)
 
-    assert "The quota of shop is changed." in response.content.decode()
+    assert "The quota of shop is changed." in rendered(response)
     assert latest().tenants["shop"].concurrency_max == 64
     refused = admin.post("/tenants/shop/", {**QUOTA, "concurrency_max": "0"})
     assert refused.status_code == 400
@@ -116,13 +117,13 @@ def test_a_quota_is_changed(admin: Client) -> None:
 def test_a_key_is_shown_once_and_revoked(admin: Client) -> None:
     make_tenant()
     response = admin.post("/tenants/shop/keys/", {"name": "web"})
-    found = re.search(r"ilapp_[\w-]+", response.content.decode())
+    match = re.search(r"ilapp_[\w-]+", rendered(response))
 
-    assert found is not None
+    assert match is not None
     assert (response.status_code, "no-store" in response["Cache-Control"]) == (201, True)
     page = text_of(admin, "/tenants/shop/")
-    assert found[0] not in page
-    assert f"…{found[0][-4:]}" in page
+    assert match[0] not in page
+    assert f"…{match[0][-4:]}" in page
     post_yes(admin, f"/tenants/shop/keys/{ApiKey.objects.get().pk}/revoke/")
     assert "Revoked (1)" in text_of(admin, "/tenants/shop/")
     assert latest().tenants["shop"].keys == ()
@@ -131,10 +132,10 @@ def test_a_key_is_shown_once_and_revoked(admin: Client) -> None:
 def test_a_key_of_some_models_says_which(admin: Client) -> None:
     make_tenant()
     make_model()
-    made = admin.post("/tenants/shop/keys/", {"name": "web", "models": ["digits"]})
-    assert made.status_code == 201
+    created = admin.post("/tenants/shop/keys/", {"name": "web", "models": ["digits"]})
+    assert created.status_code == 201
     assert list(latest().tenants["shop"].limited_keys.values()) == [("digits",)]
-    assert 'data-label="Opens">digits<' in made.content.decode()
+    assert 'data-label="Models">digits<' in rendered(created)
     assert admin.post("/tenants/shop/keys/", {"name": "w", "models": ["x"]}).status_code == 400
 
 
@@ -147,10 +148,10 @@ def test_a_key_needs_a_name(admin: Client) -> None:
 def test_requiring_a_key_asks_first_and_is_refused_without_one(admin: Client) -> None:
     tenant = make_tenant()
     refused = post_yes(admin, "/key-required/", {"required": "1"}, follow=True)
-    assert "would refuse every request" in refused.content.decode()
+    assert "would refuse every request" in rendered(refused)
     make_key(tenant)
-    asked = question_of(admin, "/key-required/", {"required": "1"})
-    assert "none of the 1 active key is refused" in asked
+    question = question_of(admin, "/key-required/", {"required": "1"})
+    assert "none of the 1 active key is refused" in question
     post_yes(admin, "/key-required/", {"required": "1"})
     assert latest().key_required is True
     post_yes(admin, "/key-required/", {"required": "0"})
@@ -200,8 +201,8 @@ def settings_form(model: RegisteredModel, **changed: Any) -> dict[str, Any]:
         "unit_header",
         "unit_parameter",
     )
-    given = {name: getattr(model, name) for name in names}
-    return {**given, "cache": "off", "cache_ttl_s": "", "description": "", **changed}
+    values = {name: getattr(model, name) for name in names}
+    return {**values, "cache": "off", "cache_ttl_s": "", "description": "", **changed}
 
 
 def test_the_model_page_shows_its_settings_and_leads_to_their_form(admin: Client) -> None:
@@ -209,7 +210,7 @@ def test_the_model_page_shows_its_settings_and_leads_to_their_form(admin: Client
     page = text_of(admin, "/models/digits/")
     assert "opens at 10 failures of 20 answers" in page
     assert "/models/digits/settings/" in page
-    assert "Rows waiting at most" in text_of(admin, "/models/digits/settings/")
+    assert "Maximum queue size, rows" in text_of(admin, "/models/digits/settings/")
 
 
 @pytest.mark.parametrize(
@@ -226,28 +227,28 @@ def test_settings_are_saved_and_published(
     form = settings_form(make_model(), timeout_ms=250, **typed)
     response = admin.post("/models/digits/settings/", form, follow=True)
 
-    assert "The serving settings are changed" in response.content.decode()
+    assert "The serving settings are changed" in rendered(response)
     route = latest().models["digits"]
     assert (route.timeout_ms, route.cache) == (250, cache)
 
 
 @pytest.mark.parametrize(
-    ("typed", "told"),
+    ("typed", "message"),
     [
         ({"timeout_ms": ""}, "This field is required"),
         ({"timeout_ms": "0"}, "greater than or equal to 1"),
-        ({"max_queue_size": "8"}, "fewer than one batch of 32"),
+        ({"max_queue_size": "8"}, "less than max_batch_size (32)"),
         ({"breaker_failures": "21"}, "the breaker would never open"),
-        ({"cache": "own"}, "Say how long an answer may be given again"),
+        ({"cache": "own"}, "Enter the cache lifetime"),
         ({"cache": "everywhere"}, "not one of the available choices"),
         ({"unit_header": "x unit"}, "letters, digits and dashes only"),
     ],
 )
-def test_settings_that_cannot_be_are_told(admin: Client, typed: dict[str, str], told: str) -> None:
+def test_invalid_settings_are_refused(admin: Client, typed: dict[str, str], message: str) -> None:
     response = admin.post("/models/digits/settings/", settings_form(make_model(), **typed))
 
     assert response.status_code == 400
-    assert told in response.content.decode()
+    assert message in rendered(response)
 
 
 def test_warm_up_requests_are_edited_as_json(admin: Client) -> None:
@@ -257,9 +258,9 @@ def test_warm_up_requests_are_edited_as_json(admin: Client) -> None:
     admin.post(path, {"requests": json.dumps([fitting()])})
     assert "answered 1 warm-up request on every" in text_of(admin, "/models/digits/versions/2/")
     assert "&quot;datatype&quot;" in text_of(admin, path)
-    for typed, told in (("{", "This is not JSON"), ("[[]]", "&#x27;pixels&#x27; 0 times")):
+    for typed, message in (("{", "This is not JSON"), ("[[]]", "&#x27;pixels&#x27; 0 times")):
         response = admin.post(path, {"requests": typed})
-        assert (response.status_code, told in response.content.decode()) == (400, True)
+        assert (response.status_code, message in rendered(response)) == (400, True)
     admin.post(path, {"requests": ""})
     assert "answered a request of zeros" in text_of(admin, "/models/digits/versions/2/")
 

@@ -84,11 +84,11 @@ def test_gates_pauses_and_skips_name_their_actors() -> None:
 
     assert "bea opened the gate of step 1: looks good." in sentences
     assert "Interlock began step 2 of 3 at 25 % and copies of 10 %: no checks." in sentences
-    assert "anna paused it at 25 %: paused by hand." in sentences
-    assert "anna resumed it: resumed by hand." in sentences
-    assert "anna began step 3 of 3 at 100 %: step 2 skipped by hand." in sentences
+    assert "anna paused it at 25 %: paused manually." in sentences
+    assert "anna resumed it: resumed manually." in sentences
+    assert "anna began step 3 of 3 at 100 %: step 2 skipped manually." in sentences
     assert sentences[-2].startswith("Step 3 has not started to bake")
-    assert sentences[-1] == "Now it is baking: step 2 skipped by hand."
+    assert sentences[-1] == "Now it is baking: step 2 skipped manually."
 
 
 def test_overrides_and_retries_are_described() -> None:

@@ -46,9 +46,9 @@ def turn(rollout: Rollout) -> Rollout:
 
 
 def split() -> CanarySplit:
-    found = latest().models["digits"].split
-    assert isinstance(found, CanarySplit)
-    return found
+    split = latest().models["digits"].split
+    assert isinstance(split, CanarySplit)
+    return split
 
 
 def pass_step(rollout: Rollout) -> Rollout:
@@ -140,8 +140,8 @@ def test_steps_of_the_same_share_share_no_evidence() -> None:
     rollout = follow({"weight_bp": 500}, {"weight_bp": 500})
     turn(rollout)
     at = database_now() - timedelta(seconds=40)
-    seen = {"split": str(rollout.pk), "generation": rollout.generation, "at": at}
-    send("digits", 2, variant="canary", interval_started_at=at, **seen)
+    values = {"split": str(rollout.pk), "generation": rollout.generation, "at": at}
+    send("digits", 2, variant="canary", interval_started_at=at, **values)
     turn(rollout)
     turn(turn(rollout))
     assert rollout.step_generations[0] < rollout.step_generations[1]

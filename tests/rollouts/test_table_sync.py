@@ -91,5 +91,5 @@ def test_all_that_a_snapshot_reads_is_watched() -> None:
     make_baking(make_model())
     with CaptureQueriesContext(connection) as queries:
         read_snapshot()
-    told = " ".join(query["sql"] for query in queries.captured_queries)
-    assert set(re.findall(r'(?:FROM|JOIN) "(\w+)"', told)) <= set(table_sync.WATCHED)
+    sql = " ".join(query["sql"] for query in queries.captured_queries)
+    assert set(re.findall(r'(?:FROM|JOIN) "(\w+)"', sql)) <= set(table_sync.WATCHED)

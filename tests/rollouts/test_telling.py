@@ -1,4 +1,4 @@
-"""Who asked for it is told of each move, and of what is held; what was undone is not told."""
+"""Subscribers are notified of each transition and of stalls, but not of what was rolled back."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def rollout() -> Rollout:
     return make_baking(make_model())
 
 
-def told() -> list[str]:
+def sent_events() -> list[str]:
     return list(OutboxMessage.objects.order_by("created_at", "pk").values_list("event", flat=True))
 
 
 def test_each_move_is_told_with_its_reason(rollout: Rollout) -> None:
     abort_rollout(rollout=rollout, actor=ANNA, now=database_now(), reason="wrong labels")
-    assert set(told()) == {
+    assert set(sent_events()) == {
         "rollout.started",
         "rollout.preparing",
         "rollout.baking",
@@ -46,11 +46,11 @@ def test_each_move_is_told_with_its_reason(rollout: Rollout) -> None:
 
 
 def test_a_move_that_is_undone_is_not_told(rollout: Rollout) -> None:
-    before = told()
+    before = sent_events()
     with transaction.atomic():
         pause_rollout(rollout=rollout, actor=ANNA, now=database_now())
         transaction.set_rollback(True)
-    assert told() == before
+    assert sent_events() == before
 
 
 def test_a_long_hold_is_told_once(rollout: Rollout) -> None:
@@ -58,6 +58,6 @@ def test_a_long_hold_is_told_once(rollout: Rollout) -> None:
     RolloutEvent.objects.update(at=long_ago)
     for _ in range(3):
         tick_one(rollout.pk)
-    assert told().count("rollout.held") == 1
+    assert sent_events().count("rollout.held") == 1
     held = OutboxMessage.objects.get(event="rollout.held").payload
-    assert held["reason"] == "no data-plane instance is live: nothing can be observed"
+    assert held["reason"] == "no data-plane instance is live"

@@ -81,7 +81,7 @@ def test_a_changed_quota_is_published_and_audited_with_what_was_before() -> None
 
 
 @pytest.mark.parametrize(
-    ("quota", "told"),
+    ("quota", "message"),
     [
         ({"requests_per_s": 0.0}, "requests_per_s"),
         ({"requests_per_s": float("nan")}, "requests_per_s"),
@@ -91,11 +91,11 @@ def test_a_changed_quota_is_published_and_audited_with_what_was_before() -> None
         ({"priority": "urgent"}, "priority"),
     ],
 )
-def test_a_quota_that_cannot_be_is_refused_by_name(quota: dict[str, Any], told: str) -> None:
-    with pytest.raises(Invalid, match=told):
+def test_a_quota_that_cannot_be_is_refused_by_name(quota: dict[str, Any], message: str) -> None:
+    with pytest.raises(Invalid, match=message):
         make(**quota)
     shop = make()
-    with pytest.raises(Invalid, match=told):
+    with pytest.raises(Invalid, match=message):
         tenants.change_quota(tenant=shop, actor=ANNA, now=database_now(), **quota)
 
 

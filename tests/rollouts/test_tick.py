@@ -120,7 +120,7 @@ def test_a_step_does_not_pass_while_an_instance_is_silent() -> None:
     rollout = turn(make_baking(make_model()))
     make_instance("mute", reported_at=database_now() - timedelta(minutes=1))
     assert turn(rollout).weight_bp == 500
-    assert "may pass, but is held: instance mute is silent" in rollout.reason
+    assert "the step passed, but is held: instance mute has been silent" in rollout.reason
     Instance.objects.filter(name="mute").update(reported_at=database_now())
     assert turn(rollout).weight_bp == 10_000
 
@@ -179,10 +179,10 @@ def test_one_rollouts_fault_does_not_keep_the_others_from_their_guardrails(
     broken, sound = make_baking(make_model("a")), make_baking(make_model("b"))
     trip(sound, 2, database_now())
 
-    def bake(rollout: Rollout, look: steps.Look) -> None:
+    def bake(rollout: Rollout, context: steps.StepContext) -> None:
         if rollout.pk == broken.pk:
             raise RuntimeError("a fault")
-        steps._bake(rollout, look)
+        steps._bake(rollout, context)
 
     monkeypatch.setitem(steps.STEPS, Phase.BAKING, bake)
     turn(sound)
@@ -248,12 +248,12 @@ def test_a_pinned_rollout_keeps_its_guardrails(monkeypatch: pytest.MonkeyPatch) 
     rollout = make_baking(make_model())
     make_instance()
     turn(rollout)
-    found = CheckResult("error-rate", Verdict.FAIL, "9 % vs 1 %", {})
+    result = CheckResult("error-rate", Verdict.FAIL, "9 % vs 1 %", {})
     passed = [
         CheckResult(name, Verdict.PASS, "", {})
         for name in ("latency", "unanswered", "sample-ratio")
     ]
-    monkeypatch.setattr(evaluation, "answer", lambda question: [found, *passed])
+    monkeypatch.setattr(evaluation, "answer", lambda question: [result, *passed])
     pin(rollout, "*")
     assert (rollout.phase, rollout.reason) == (Phase.ROLLING_BACK, "error-rate: 9 % vs 1 %")
 

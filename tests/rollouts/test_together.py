@@ -13,7 +13,7 @@ from apps.models.models import RegisteredModel, Role
 from apps.models.services import change_deployment
 from apps.models.states import DeploymentState
 from apps.rollouts.models import PublishedTable, Quarantine, Release, Rollout, RolloutPolicy
-from apps.rollouts.phases import move
+from apps.rollouts.phases import set_phase
 from apps.rollouts.plan_store import save_plan
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.releases import start_release
@@ -71,18 +71,18 @@ def test_a_model_that_may_go_on_waits_for_the_others(pair: tuple[Rollout, Rollou
     turn(*pair)
     turn(*pair, only=first)
     assert (first.weight_bp, second.weight_bp) == (500, 500)
-    assert "waits for the rest of its release: b:2" in first.reason
+    assert "waiting for the rest of the release: b:2" in first.reason
     turn(*pair, only=second)
     assert (first.weight_bp, second.weight_bp) == (10_000, 10_000)
 
 
 def test_they_become_stable_together(pair: tuple[Rollout, Rollout]) -> None:
-    seen = set()
+    phases = set()
     for _ in range(8):
         turn(*pair)
         table = latest()
-        seen.add((table.models["a"].stable, table.models["b"].stable))
-    assert seen == {("1", "1"), ("2", "2")}
+        phases.add((table.models["a"].stable, table.models["b"].stable))
+    assert phases == {("1", "1"), ("2", "2")}
     assert {each.phase for each in pair} == {Phase.SUCCEEDED}
 
 
@@ -155,7 +155,7 @@ def test_a_model_that_was_paused_meanwhile_is_not_taken_along(
     turn(*pair)
     turn(*pair, only=first)
     now = database_now()
-    move(first, Phase.PAUSED, "sample-ratio: off", ANNA, now)
+    set_phase(first, Phase.PAUSED, "sample-ratio: off", ANNA, now)
     turn(*pair, only=second)
     assert (first.phase, first.weight_bp, second.weight_bp) == (Phase.PAUSED, 500, 500)
     resume_rollout(rollout=first, actor=ANNA, now=now)
@@ -173,7 +173,7 @@ def test_a_model_that_no_longer_passes_holds_the_others(pair: tuple[Rollout, Rol
     turn(*pair, only=first)
     turn(*pair, only=second)
     assert (first.weight_bp, second.weight_bp) == (500, 500)
-    assert "waits for the rest of its release: a:2" in second.reason
+    assert "waiting for the rest of the release: a:2" in second.reason
 
 
 def asking(rollout: Rollout, check: str) -> dict[str, Any]:

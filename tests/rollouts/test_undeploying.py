@@ -26,7 +26,7 @@ from apps.models.services import deploy_version
 from apps.models.states import DeploymentState, RegistryState
 from apps.rollouts import undeploying
 from apps.rollouts.models import Rollout
-from apps.rollouts.phases import move
+from apps.rollouts.phases import set_phase
 from apps.rollouts.services import rollback_model, start_rollout
 from apps.rollouts.states import Phase
 from tests.experiments.factories import make_draft, make_running
@@ -87,7 +87,7 @@ def needed_by_a_rollout() -> int:
 
 
 def needed_by_a_rollout_that_goes_back() -> int:
-    move(make_baking(make_model()), Phase.ROLLING_BACK, "worse", ANNA, database_now())
+    set_phase(make_baking(make_model()), Phase.ROLLING_BACK, "worse", ANNA, database_now())
     return 2
 
 
@@ -121,7 +121,7 @@ NEEDED = {
     needed_by_an_experiment: "experiment weak-or-strong compares it (running)",
     needed_by_a_draft: "experiment weak-or-strong compares it (draft)",
     needed_while_it_loads: "digits:3 is loading on local",
-    needed_by_who_asks_for_it: "it answered 60 requests within the last minute",
+    needed_by_who_asks_for_it: "it answered 60 requests in the last minute",
 }
 
 
@@ -130,17 +130,17 @@ NEEDED = {
 def test_a_version_that_is_needed_stays_and_says_why(
     needed: Callable[[], int], service: Callable[..., Any]
 ) -> None:
-    found = version(needed())
-    before, told = states(), AuditEntry.objects.count()
+    row = version(needed())
+    before, entries = states(), AuditEntry.objects.count()
 
     with pytest.raises(Conflict) as refused:
-        act(service, found)
+        act(service, row)
 
     assert NEEDED[needed] in refused.value.message
     assert refused.value.detail["needs"]
     assert states() == before
-    assert AuditEntry.objects.count() == told
-    assert version(found.number).is_active
+    assert AuditEntry.objects.count() == entries
+    assert version(row.number).is_active
 
 
 @pytest.mark.parametrize("service", OF_MODEL, ids=lambda service: service.__name__)
@@ -151,12 +151,12 @@ def test_a_model_in_service_is_neither_archived_nor_deleted(service: Callable[..
 
 
 @pytest.mark.parametrize(
-    ("needed", "told"),
+    ("needed", "message"),
     [
         (needed_by_a_rollout, "the rollout to version 2 is baking"),
         (needed_by_an_experiment, "experiment weak-or-strong compares it (running)"),
         (needed_while_it_loads, "digits:3 is loading on local"),
-        (lambda: make_model() and send("digits", 1), "it answered 60 requests within the last 10"),
+        (lambda: make_model() and send("digits", 1), "it answered 60 requests in the last 10"),
         (
             lambda: make_model() and make_instance("i-2", pinned=["*"]),
             "instance i-2 has digits pinned to stable by its operator",
@@ -171,12 +171,12 @@ def test_a_model_in_service_is_neither_archived_nor_deleted(service: Callable[..
     ],
     ids=["rollout", "experiment", "loading", "asked", "pinned", "silent"],
 )
-def test_a_model_that_is_needed_stays_in_service(needed: Callable[[], Any], told: str) -> None:
+def test_a_model_that_is_needed_stays_in_service(needed: Callable[[], Any], message: str) -> None:
     needed()
     model = RegisteredModel.objects.get()
     with pytest.raises(Conflict) as refused:
         act(undeploying.undeploy_model, model)
-    assert told in refused.value.message
+    assert message in refused.value.message
     model.refresh_from_db()
     assert model.stable is not None
 
@@ -187,7 +187,7 @@ def test_a_model_whose_version_is_being_registered_is_not_deleted() -> None:
     Registration.objects.create(
         model_name="digits", uri="upload:x", actor="anna", created_at=now, stage_at=now
     )
-    with pytest.raises(Conflict, match="a registration of a version of it is not settled"):
+    with pytest.raises(Conflict, match="a registration of one of its versions is not complete"):
         act(undeploying.delete_model, model)
 
 
@@ -361,8 +361,8 @@ def test_a_file_that_lies_elsewhere_is_not_ours_to_delete(
 
 def test_history_of_a_deleted_version_stays() -> None:
     rollout = make_baking(make_model())
-    move(rollout, Phase.ROLLING_BACK, "worse", ANNA, database_now())
-    move(rollout, Phase.ROLLED_BACK, "worse", ANNA, database_now())
+    set_phase(rollout, Phase.ROLLING_BACK, "worse", ANNA, database_now())
+    set_phase(rollout, Phase.ROLLED_BACK, "worse", ANNA, database_now())
     rollout.refresh_from_db()
     from apps.models.services import release_split
 

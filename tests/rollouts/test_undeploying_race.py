@@ -1,4 +1,4 @@
-"""Somebody takes a version away while somebody else begins to need it: the second one is told."""
+"""One person removes a version while another one starts to use it: the second is refused."""
 
 from __future__ import annotations
 

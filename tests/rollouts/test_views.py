@@ -18,6 +18,7 @@ from apps.rollouts.models import Rollout
 from apps.rollouts.services import pause_rollout
 from apps.rollouts.states import Phase
 from tests.confirming import post_yes, question_of
+from tests.rollouts.callers import rendered
 from tests.rollouts.factories import (
     ANNA,
     judge,
@@ -51,13 +52,13 @@ def operator(client: Client) -> Client:
 
 
 def text_of(client: Client, path: str, **more: Any) -> str:
-    return client.get(path, **more).content.decode()
+    return rendered(client.get(path, **more))
 
 
 def stamp_in(text: str) -> str:
-    found = re.search(r"stamp=([0-9a-f]{16})", text)
-    assert found is not None
-    return found[1]
+    match = re.search(r"stamp=([0-9a-f]{16})", text)
+    assert match is not None
+    return match[1]
 
 
 def address(rollout: Rollout, action: str = "") -> str:
@@ -148,9 +149,9 @@ def test_a_models_charts_are_data_that_the_page_draws(viewer: Client) -> None:
 
     text = text_of(viewer, "/models/digits/charts/?span=60", headers=HTMX)
 
-    found = re.search(r'<script id="requests-data" type="application/json">(.*?)</script>', text)
-    assert found is not None
-    assert json.loads(found[1])["layout"]["yaxis"]["title"]["text"] == "requests/s"
+    match = re.search(r'<script id="requests-data" type="application/json">(.*?)</script>', text)
+    assert match is not None
+    assert json.loads(match[1])["layout"]["yaxis"]["title"]["text"] == "requests/s"
     unchanged = f"/models/digits/charts/?span=60&stamp={stamp_in(text)}"
     assert viewer.get(unchanged, headers=HTMX).status_code == 204
 
@@ -161,8 +162,8 @@ def test_rolling_back_names_its_target_and_does_it(operator: Client) -> None:
     model.save()
 
     assert "Roll back to 1" in text_of(operator, "/models/digits/")
-    asked = question_of(operator, "/models/digits/rollback/")
-    assert "from version 2 to version 1" in asked
+    question = question_of(operator, "/models/digits/rollback/")
+    assert "from version 2 to version 1" in question
     response = post_yes(operator, "/models/digits/rollback/", headers=HTMX)
 
     model.refresh_from_db()
@@ -176,7 +177,7 @@ def test_rolling_back_to_nothing_is_refused_with_the_reason(operator: Client) ->
 
     response = operator.post("/models/digits/rollback/", follow=True)
 
-    assert "no previous stable version" in response.content.decode()
+    assert "no previous stable version" in rendered(response)
 
 
 # --- Promoting ----------------------------------------------------------------------------------
@@ -218,7 +219,7 @@ def test_starting_leads_to_the_rollout(operator: Client) -> None:
 def test_a_first_version_needs_no_plan(operator: Client) -> None:
     make_model(stable=None)
 
-    assert "nothing to compare it with" in text_of(operator, "/models/digits/promote/")
+    assert "without a control to compare with" in text_of(operator, "/models/digits/promote/")
     operator.post("/models/digits/promote/", {"version": 1})
 
     assert Rollout.objects.get().kind == Rollout.Kind.FIRST
@@ -230,7 +231,7 @@ def test_a_second_rollout_is_refused_with_409_and_the_reason(operator: Client) -
     response = operator.post("/models/digits/promote/", {"version": 3, "plan": "canary"})
 
     assert response.status_code == 409
-    assert "already has a live rollout to version 2" in response.content.decode()
+    assert "already has a live rollout to version 2" in rendered(response)
 
 
 def test_another_signature_is_refused_with_the_difference(operator: Client) -> None:
@@ -240,7 +241,7 @@ def test_another_signature_is_refused_with_the_difference(operator: Client) -> N
     response = operator.post("/models/digits/promote/", {"version": 4, "plan": "canary"})
 
     assert response.status_code == 400
-    assert "does not fit the requests" in response.content.decode()
+    assert "differs from stable" in rendered(response)
     assert not Rollout.objects.exists()
 
 
@@ -275,7 +276,7 @@ def test_the_list_filters(viewer: Client) -> None:
 
     assert "/models/fraud/" in text
     assert "/models/digits/" not in text
-    assert "No rollout like that" in text_of(viewer, "/rollouts/?phase=failed")
+    assert "No rollout matches the filter" in text_of(viewer, "/rollouts/?phase=failed")
 
 
 def test_a_rollout_tells_whom_it_waits_for(viewer: Client) -> None:
@@ -284,7 +285,7 @@ def test_a_rollout_tells_whom_it_waits_for(viewer: Client) -> None:
 
     text = text_of(viewer, address(rollout))
 
-    assert "The clock has not started" in text
+    assert "The bake clock has not started" in text
     assert "<b>slow</b> still serves generation 0" in text
 
 
@@ -320,9 +321,9 @@ def test_the_live_fragment_is_guarded_by_its_stamp(viewer: Client) -> None:
 
     assert viewer.get(live, headers=HTMX).status_code == 204
     pause_rollout(rollout=rollout, actor=ANNA, now=database_now())
-    fragment = viewer.get(live, headers=HTMX).content.decode()
+    fragment = rendered(viewer.get(live, headers=HTMX))
 
-    assert "it waits for a person" in fragment
+    assert "waiting for a person" in fragment
     assert 'id="timeline" hx-swap-oob="true"' in fragment
 
 
@@ -385,20 +386,20 @@ def test_a_paused_rollout_is_resumed_without_javascript_too(operator: Client) ->
 
     rollout.refresh_from_db()
     assert rollout.phase == Phase.BAKING
-    assert "Resumed" in response.content.decode()
+    assert "Resumed" in rendered(response)
 
 
 def test_a_stale_revision_changes_nothing_and_shows_the_state(operator: Client) -> None:
     rollout = make_baking(make_model())
-    seen = rollout.revision
+    revision = rollout.revision
     pause_rollout(rollout=rollout, actor=ANNA, now=database_now(), reason="odd graphs")
 
-    response = operator.post(address(rollout, "promote/"), {"revision": seen}, headers=HTMX)
+    response = operator.post(address(rollout, "promote/"), {"revision": revision}, headers=HTMX)
 
-    text = response.content.decode()
+    text = rendered(response)
     assert response.status_code == 409
-    assert "has moved on meanwhile" in text
-    assert "it waits for a person" in text
+    assert "has changed in the meantime" in text
+    assert "waiting for a person" in text
 
 
 def test_an_action_without_a_revision_is_refused(operator: Client) -> None:
@@ -417,7 +418,7 @@ def test_an_abort_needs_no_revision_and_asks_why_afterwards(operator: Client) ->
 
     rollout.refresh_from_db()
     assert rollout.phase == Phase.ROLLING_BACK
-    assert 'id="why"' in shown.content.decode()
+    assert 'id="why"' in rendered(shown)
     answer = operator.post(address(rollout, "reason/"), {"reason": "odd labels"}, follow=True)
     assert "odd labels" in text_of(operator, address(rollout))
     assert answer.status_code == 200
@@ -465,4 +466,4 @@ def test_the_fleet_shows_instances_tables_and_refusals(viewer: Client) -> None:
 
 
 def test_an_empty_fleet_says_what_an_instance_needs(viewer: Client) -> None:
-    assert "needs the instance token" in text_of(viewer, "/fleet/")
+    assert "needs an instance token" in text_of(viewer, "/fleet/")

@@ -109,7 +109,7 @@ def test_a_rollback_waits_for_no_instance_that_is_behind(model: RegisteredModel)
     go_back(model)
     rollout.refresh_from_db()
     assert rollout.phase == Phase.ROLLED_BACK
-    assert rollout.reason.startswith("aborted by hand (not waited for: behind still serves")
+    assert rollout.reason.startswith("aborted manually (not waited for: behind still serves")
     assert served(model)[0] == "1"
 
 

@@ -111,9 +111,9 @@ def test_windows_that_come_late_are_judged_whole(lag_s: float, only: str) -> Non
         in_time = judged(path)
     with fleet(delivery=late(lag_s, only=only)) as path:
         path.run(LATELY_S)
-        found = judged(path)
-    assert len(found) > len(in_time) - 4
-    assert found.items() <= in_time.items()
+        evaluations = judged(path)
+    assert len(evaluations) > len(in_time) - 4
+    assert evaluations.items() <= in_time.items()
 
 
 @pytest.mark.parametrize("skew_s", [-15.0, 4.0])
@@ -134,10 +134,10 @@ def test_a_rollout_that_is_paused_and_resumed_is_judged_without_a_gap() -> None:
         assert rollout.phase == Phase.PAUSED
         resume_rollout(rollout=rollout, actor=INTERLOCK, now=database_now())
         path.run(60.0)
-        found = sorted(judged(path))
+        evaluations = sorted(judged(path))
     assert rollout.phase == Phase.BAKING
-    assert {(after - at).total_seconds() for at, after in itertools.pairwise(found)} == {10.0}
-    assert len(found) >= 16
+    assert {(after - at).total_seconds() for at, after in itertools.pairwise(evaluations)} == {10.0}
+    assert len(evaluations) >= 16
 
 
 def test_an_instance_that_restarts_costs_the_seconds_that_it_was_away() -> None:

@@ -1,1 +1,1 @@
-"""Reads for pages: what traffic there was, what serves what, how a rollout stands, who serves."""
+"""Reads for pages and the API."""

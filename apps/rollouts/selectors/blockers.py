@@ -1,4 +1,4 @@
-"""What keeps a version from being rolled out, and a person may override, with what that means."""
+"""Obstacles of a rollout that a person may override, with the consequence of the override."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from apps.rollouts.overrides import Override, signature_difference
 
 @dataclass(frozen=True)
 class Obstacle:
-    """`override` is the word that a start has to say; `lines` tell more of why."""
+    """`override` is the value that overrides it; `lines` are details of the summary."""
 
     override: str
-    told: str
+    summary: str
     consequence: str
     lines: tuple[str, ...] = ()
 
 
 def obstacles_of(model: RegisteredModel, target: ModelVersion, now: datetime) -> list[Obstacle]:
-    """Return what a start of `target` would have to override now; empty when nothing."""
-    found = [_quarantine(target), _signature(model, target), _freeze(model, now)]
-    return [obstacle for obstacle in found if obstacle is not None]
+    """Return what a start of `target` must override now."""
+    obstacles = [_quarantine(target), _signature(model, target), _freeze(model, now)]
+    return [obstacle for obstacle in obstacles if obstacle is not None]
 
 
 def _quarantine(target: ModelVersion) -> Obstacle | None:
@@ -35,7 +35,7 @@ def _quarantine(target: ModelVersion) -> Obstacle | None:
         Override.QUARANTINE.value,
         f"{target} is in quarantine since {held.at:%-d %b %Y %H:%M} UTC: it was rolled back, "
         f"because {held.reason}",
-        "Try it again: its checks decide anew, and a second failure rolls it back again.",
+        "Start it again: the checks start from scratch and may roll it back again.",
     )
 
 
@@ -45,9 +45,9 @@ def _signature(model: RegisteredModel, target: ModelVersion) -> Obstacle | None:
         return None
     return Obstacle(
         Override.SIGNATURE.value,
-        f"{target} takes or gives other tensors than stable {model.stable}",
-        "Switch at once: the two cannot share traffic, so all of it moves as soon as the version "
-        "is warm, without steps and checks. Requests that fit only the present version then fail.",
+        f"the signature of {target} differs from stable {model.stable}",
+        "Switch at once: the two cannot share traffic, so all of it moves when the version is "
+        "warm, without steps and checks. Requests that fit only the current version then fail.",
         tuple(difference),
     )
 
@@ -59,5 +59,5 @@ def _freeze(model: RegisteredModel, now: datetime) -> Obstacle | None:
     return Obstacle(
         Override.FREEZE.value,
         f"{model.name} is frozen until {window.until:%-d %b %Y %H:%M} UTC: {window.reason}",
-        "Start nevertheless: this rollout goes through its steps as if there were no freeze.",
+        "Start anyway: the freeze does not hold this rollout.",
     )

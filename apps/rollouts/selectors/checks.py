@@ -1,7 +1,7 @@
-"""A rollout's checks as a page shows them: what each saw beside what it was compared with.
+"""Checks of a rollout for its page: the observed value beside the control or bound.
 
-What an answer's evidence holds differs by the kind of check; here each kind says which of it
-people look at first. The whole of it is in the decision log.
+The evidence of a result differs by the kind of check. This module selects the main values of each
+kind; the decision log has all of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Evidence = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure and what it is of."""
+    """A value and its note."""
 
     value: str = NOTHING
     note: str = ""
@@ -30,7 +30,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class PercentileView:
-    """One percentile of both versions, and by how much they differ, with bounds."""
+    """One latency percentile of both versions, and the difference with bounds."""
 
     name: str
     canary: str
@@ -41,7 +41,7 @@ class PercentileView:
 
 @dataclass(frozen=True)
 class CheckView:
-    """A check of a step; without a verdict it was not answered yet."""
+    """A check of a step; without a verdict it has no result yet."""
 
     name: str
     step_number: int
@@ -52,31 +52,31 @@ class CheckView:
     reason: str = ""
     rule: str = ""
     at: datetime | None = None
-    seen: Cell = Cell()
+    observed: Cell = Cell()
     compared: Cell = Cell()
     percentiles: tuple[PercentileView, ...] = ()
 
 
 def checks_of(rollout: Rollout) -> list[CheckView]:
-    """Return the present step's checks in the plan's order, then what earlier steps asked."""
+    """Return the checks of the current step in plan order, then those of earlier steps."""
     plan = from_json(rollout.plan_document) if rollout.plan_document else None
     rows = rollout.evaluations.order_by("check_name", "-id").distinct("check_name")
     latest = {row.check_name: row for row in rows}
-    present = _questions(plan, rollout.step_index) if rollout.is_live else []
+    current = _checks_of_step(plan, rollout.step_index) if rollout.is_live else []
     views = []
-    for check in present:
+    for check in current:
         row = latest.pop(check.label, None)
-        views.append(_view(plan, row) if row else _unanswered(check, rollout.step_index))
+        views.append(_view(plan, row) if row else _pending_view(check, rollout.step_index))
     return [*views, *(_view(plan, row) for row in latest.values())]
 
 
-def _questions(plan: PlanDocument | None, step_index: int) -> list[CheckDocument]:
+def _checks_of_step(plan: PlanDocument | None, step_index: int) -> list[CheckDocument]:
     if plan is None or not 0 <= step_index < len(plan.steps):
         return []
     return list(plan.steps[step_index].check_documents)
 
 
-def _unanswered(check: CheckDocument, step_index: int) -> CheckView:
+def _pending_view(check: CheckDocument, step_index: int) -> CheckView:
     return CheckView(
         name=check.label,
         step_number=step_index + 1,
@@ -87,11 +87,11 @@ def _unanswered(check: CheckDocument, step_index: int) -> CheckView:
 
 
 def _view(plan: PlanDocument | None, row: Evaluation) -> CheckView:
-    asked = _questions(plan, row.step_index)
-    check = next((each for each in asked if each.label == row.check_name), None)
+    checks = _checks_of_step(plan, row.step_index)
+    check = next((each for each in checks if each.label == row.check_name), None)
     if check is None and row.check_name in KINDS:
         check = CheckDocument(check=row.check_name)
-    seen, compared = sides_of(check, row.evidence)
+    observed, compared = sides_of(check, row.evidence)
     return CheckView(
         name=row.check_name,
         step_number=row.step_index + 1,
@@ -102,7 +102,7 @@ def _view(plan: PlanDocument | None, row: Evaluation) -> CheckView:
         reason=row.reason,
         rule=row.rule,
         at=row.at,
-        seen=seen,
+        observed=observed,
         compared=compared,
         percentiles=tuple(map(_percentile, row.evidence.get("percentiles") or ())),
     )
@@ -112,7 +112,7 @@ Sides = tuple[Cell, Cell]
 
 
 def sides_of(check: CheckDocument | None, evidence: Evidence) -> Sides:
-    """Return what was seen of the canary, and stable's figure or the bound it is held to."""
+    """Return the value of the canary, and the value of stable or the bound."""
     if check is None or not evidence:
         return Cell(), Cell()
     return SIDES.get(check.check, _rates)(check, evidence)
@@ -121,15 +121,15 @@ def sides_of(check: CheckDocument | None, evidence: Evidence) -> Sides:
 def _rates(_: CheckDocument, evidence: Evidence) -> Sides:
     if evidence.get("absolute"):
         bound = NOTHING if "deciders" in evidence else "fixed bound"
-        return _count(evidence, "n"), Cell(bound, "nobody is left on stable")
+        return _count(evidence, "n"), Cell(bound, "no traffic on stable")
     return _rate(evidence, "canary"), _rate(evidence, "control")
 
 
 def _rate(evidence: Evidence, side: str) -> Cell:
-    found = evidence.get(f"{side}_rate")
-    if found is None:
+    value = evidence.get(f"{side}_rate")
+    if value is None:
         return _count(evidence, f"{side}_n")
-    return Cell(rate(found), f"{evidence[f'{side}_events']:,} of {evidence[f'{side}_n']:,}")
+    return Cell(rate(value), f"{evidence[f'{side}_events']:,} of {evidence[f'{side}_n']:,}")
 
 
 def _count(evidence: Evidence, name: str) -> Cell:
@@ -140,16 +140,16 @@ def _count(evidence: Evidence, name: str) -> Cell:
 def _latency(check: CheckDocument, evidence: Evidence) -> Sides:
     p95: Evidence = evidence.get("p95") or {}
     basis = {name: evidence[name] for name in ("absolute", "deciders") if name in evidence}
-    seen, compared = _rates(check, {**p95, **basis})
+    observed, compared = _rates(check, {**p95, **basis})
     if p95.get("canary_rate") is not None:
-        told = "of {:,} above stable's usual p95"
+        note = "of {:,} above the reference p95"
         return (
-            Cell(seen.value, told.format(p95["canary_n"])),
-            Cell(compared.value, told.format(p95["control_n"])),
+            Cell(observed.value, note.format(p95["canary_n"])),
+            Cell(compared.value, note.format(p95["control_n"])),
         )
     if "reference_requests" in evidence:
-        return Cell(), Cell(f"n={evidence['reference_requests']:,}", "for the usual latency")
-    return (_count(evidence, "n") if evidence.get("absolute") else seen), compared
+        return Cell(), Cell(f"n={evidence['reference_requests']:,}", "for the reference latency")
+    return (_count(evidence, "n") if evidence.get("absolute") else observed), compared
 
 
 def _sample_ratio(_: CheckDocument, evidence: Evidence) -> Sides:
@@ -169,41 +169,41 @@ def _smoke(_: CheckDocument, evidence: Evidence) -> Sides:
         return Cell(), Cell()
     needed = evidence.get("requests_min") or 0
     return (
-        Cell(f"{evidence['errors']:,} failed", f"of {evidence['n']:,} by number"),
-        Cell("0 failed", f"of {needed:,} at least" if needed else "allowed"),
+        Cell(f"{evidence['errors']:,} failed", f"of {evidence['n']:,} by version number"),
+        Cell("0 failed", f"of at least {needed:,}" if needed else "allowed"),
     )
 
 
 def _error_objective(check: CheckDocument, evidence: Evidence) -> Sides:
-    return _count(evidence, "n"), Cell(share(check.setting("limit_bp")), "errors at most")
+    return _count(evidence, "n"), Cell(share(check.setting("limit_bp")), "errors, maximum")
 
 
 def _latency_objective(check: CheckDocument, evidence: Evidence) -> Sides:
     name = f"p{check.setting('quantile_permille') / 10:g}"
     return (
         Cell(ms(evidence.get("quantile_us")), f"{name}, n={evidence.get('n', 0):,}"),
-        Cell(ms(check.setting("limit_us")), f"{name} at most"),
+        Cell(ms(check.setting("limit_us")), f"{name}, maximum"),
     )
 
 
 def _shadow_agreement(check: CheckDocument, evidence: Evidence) -> Sides:
     compared, errors = evidence.get("compared") or 0, evidence.get("errors") or 0
-    bound = Cell(share(check.setting("agreement_min_bp")), "agree at least")
+    bound = Cell(share(check.setting("agreement_min_bp")), "agreement, minimum")
     if not compared + errors:
         return Cell("n=0"), bound
     differing = max(evidence["flips"], evidence["beyond_tolerance"]) + errors
     agreeing = 1 - differing / (compared + errors)
-    return Cell(rate(agreeing), f"agree, of {compared + errors:,} rows"), bound
+    return Cell(rate(agreeing), f"agreement, {compared + errors:,} rows"), bound
 
 
 def _shadow_accuracy(_: CheckDocument, evidence: Evidence) -> Sides:
     if not evidence.get("n"):
-        return Cell(f"{evidence.get('kept', 0):,} pairs", "no truth yet"), Cell()
+        return Cell(f"{evidence.get('kept', 0):,} pairs", "no labels yet"), Cell()
     difference = evidence["difference"]
     word = "less" if difference >= 0 else "more"
     return (
         Cell(rate(abs(difference)), f"{word} accurate, of {evidence['n']:,} pairs"),
-        Cell(rate(evidence["margin"]), "less accurate at most"),
+        Cell(rate(evidence["margin"]), "less accurate, maximum"),
     )
 
 
@@ -220,14 +220,14 @@ def _outcome(_: CheckDocument, evidence: Evidence) -> Sides:
 
 
 def _bounds_of_outcome(evidence: Evidence) -> str:
-    told = f"n={evidence['canary_n']:,}"
+    note = f"n={evidence['canary_n']:,}"
     if evidence.get("low") is None or evidence.get("high") is None:
-        return told
-    return f"{told}, better by {evidence['low']:.3g} to {evidence['high']:.3g}"
+        return note
+    return f"{note}, better by {evidence['low']:.3g} to {evidence['high']:.3g}"
 
 
 def _prometheus(check: CheckDocument, evidence: Evidence) -> Sides:
-    word = "at most" if "at_most" in check.settings else "at least"
+    word = "maximum" if "at_most" in check.settings else "minimum"
     return Cell(figure(evidence.get("value"))), Cell(figure(evidence.get("bound")), word)
 
 
@@ -249,13 +249,13 @@ SIDES: dict[str, Callable[[CheckDocument, Evidence], Sides]] = {
 }
 
 
-def _percentile(found: Mapping[str, Any]) -> PercentileView:
-    low, high = found.get("low_us"), found.get("high_us")
+def _percentile(row: Mapping[str, Any]) -> PercentileView:
+    low, high = row.get("low_us"), row.get("high_us")
     return PercentileView(
-        name=f"p{found['permille'] / 10:g}",
-        canary=ms(found.get("canary_us")),
-        stable=ms(found.get("control_us")),
-        difference=_signed(found.get("difference_us")),
+        name=f"p{row['permille'] / 10:g}",
+        canary=ms(row.get("canary_us")),
+        stable=ms(row.get("control_us")),
+        difference=_signed(row.get("difference_us")),
         bounds=f"{_signed(low)} to {_signed(high)}" if (low, high) != (None, None) else NOTHING,
     )
 

@@ -1,4 +1,4 @@
-"""How the requests of a rollout ended, canary beside stable, for its page."""
+"""Counts of how the requests of a rollout ended, for canary and stable."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from django.db import connection
 from apps.rollouts.models import Rollout
 from contract.routing import BASELINE, CANARY, STABLE
 
-# Older windows are left out, so that the page of a long rollout stays quick.
+# Older windows are left out, so that the page of a long rollout stays fast.
 SPAN = timedelta(hours=1)
-# By the contract's names, in the order of the page.
+# By the names of the contract, in the order of the page.
 WORDS = {
     "answered": "answered",
-    "failed": "failed, without an answer from anyone",
-    "fell_back": "failed, and stable answered",
-    "expired": "the client's time ran out",
-    "shed": "refused for want of room",
-    "bypassed": "not tried, its circuit breaker was open",
-    "abandoned": "the client hung up",
-    "refused": "no version accepts such a request",
+    "failed": "failed without a response",
+    "fell_back": "failed; stable answered",
+    "expired": "client deadline expired",
+    "shed": "refused: over capacity",
+    "bypassed": "not tried: circuit breaker open",
+    "abandoned": "closed by the client",
+    "refused": "invalid request",
     "cached": "answered from the cache",
 }
 ENDS = """
@@ -37,7 +37,7 @@ ENDS = """
 
 @dataclass(frozen=True)
 class EndRow:
-    """One way in which requests ended: how many, and which share of each side's."""
+    """One kind of request end: counts and shares of canary and stable."""
 
     words: str
     canary: int
@@ -47,7 +47,7 @@ class EndRow:
 
 
 def ends_of(rollout: Rollout, now: datetime) -> list[EndRow]:
-    """Return the ends that happened in the rollout's last hour; empty without requests."""
+    """Return the ends in the last hour of the rollout; empty without requests."""
     until = rollout.ended_at or now
     parameters: dict[str, Any] = {
         "split": str(rollout.pk),

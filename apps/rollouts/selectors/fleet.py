@@ -1,4 +1,4 @@
-"""Who serves: data-plane instances, what they applied or refused, and what was published."""
+"""Data-plane instances with their tables, published tables, traffic alarms, breaker trips."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from datetime import datetime, timedelta
 from django.conf import settings
 
 from apps.rollouts.epochs import current_epoch
-from apps.rollouts.fleet_status import PIN_ALL, why_ahead
+from apps.rollouts.fleet_status import PIN_ALL, ahead_reason
 from apps.rollouts.models import BreakerTripRecord, Epoch, Instance, PublishedTable, TrafficAlarm
 from contract.generations import epoch_of
 from contract.messages import STREAM_TELEMETRY
 
-# A silent instance is shown for so long, then forgotten by the pages.
+# How long pages show a silent instance.
 REMEMBERED = timedelta(hours=24)
 TABLES_MAX = 20
 TRIPS_MAX = 20
 ALARMS_MAX = 20
-# A table is applied within seconds of its publication: later than this something is wrong.
+# A table is applied within seconds of its publication; after this time an instance is stale.
 STALE_AFTER = timedelta(seconds=30)
 
 
 @dataclass(frozen=True)
 class Member:
-    """An instance and its state: live, behind, stale (behind for long), refused, stopping, gone.
+    """An instance and its state: live, behind, stale, refused, stopping, gone or ahead.
 
-    Or ahead: it serves from a table that is newer than those of this database.
-    `behind_since` is when the first table was published that it has not applied.
+    Stale: behind for more than STALE_AFTER. Ahead: it serves a table newer than those of this
+    database. `behind_since` is when the first table that it has not applied was published.
     """
 
     instance: Instance
     state: str
     behind_since: datetime | None = None
-    # It went silent without saying that it stops, and rollouts wait for it until then.
+    # It went silent without a stop report; rollouts wait for it until then.
     waited_until: datetime | None = None
 
     @property
     def pins(self) -> str:
-        """Name what its operator pinned to stable there; empty for nothing."""
+        """The models that its operator pinned to stable, comma-separated; empty for none."""
         names = self.instance.pinned
         return "all models" if PIN_ALL in names else ", ".join(names)
 
@@ -49,7 +49,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Fleet:
-    """`latest` is what the data planes should serve from; None before the first table."""
+    """`latest` is the newest table, which all data planes should serve; None before the first."""
 
     latest: PublishedTable | None
     members: list[Member]
@@ -72,8 +72,8 @@ class Fleet:
 
     @property
     def ahead(self) -> list[tuple[Member, str]]:
-        """Return those that serve from tables that this database never published, with why."""
-        return [(each, why_ahead(each.instance, self.epoch)) for each in self._in("ahead")]
+        """Return the instances that serve tables of another database, each with the reason."""
+        return [(each, ahead_reason(each.instance, self.epoch)) for each in self._in("ahead")]
 
     @property
     def pinned(self) -> list[Member]:
@@ -85,16 +85,16 @@ class Fleet:
 
     @property
     def lossy(self) -> list[Member]:
-        """Return those that dropped telemetry, so that ends of requests may be missing."""
+        """Return the live instances that dropped telemetry: request ends may be missing."""
         return [m for m in self.live if m.instance.dropped.get(STREAM_TELEMETRY, 0)]
 
     @property
     def silent(self) -> list[Member]:
-        """Return those that are silent and may still serve, as far as anybody knows."""
+        """Return the silent instances that may still serve."""
         return [member for member in self.members if member.waited_until is not None]
 
     @property
-    def gone(self) -> list[Member]:
+    def inactive(self) -> list[Member]:
         return self._in("gone")
 
     @property
@@ -107,7 +107,7 @@ class Fleet:
 
     @property
     def stamp(self) -> tuple[object, ...]:
-        """What changes whenever the picture does, except for the passing of time."""
+        """Values that change whenever the page changes, apart from ages."""
         states = [
             (
                 m.instance.name,
@@ -123,7 +123,7 @@ class Fleet:
 
 
 def read_fleet(now: datetime) -> Fleet:
-    """Return the instances that reported within a day, and the latest table without its bytes."""
+    """Return the instances that reported within a day, and the latest table without document."""
     latest = PublishedTable.objects.defer("document").order_by("-generation").first()
     generation = latest.generation if latest else 0
     known = list(Instance.objects.filter(reported_at__gt=now - REMEMBERED))
@@ -139,7 +139,7 @@ def read_fleet(now: datetime) -> Fleet:
 
 
 def _behind_since(instances: list[Instance], generation: int) -> dict[int, datetime]:
-    """Return, for each generation that is not the latest, when the one after it was published."""
+    """Return, for each older generation, when the next one was published."""
     applied = {
         each.applied_generation for each in instances if each.applied_generation < generation
     }
@@ -156,7 +156,7 @@ def _member(
 ) -> Member:
     state = _state(instance, generation, now)
     if state == "behind" and (behind_since is None or behind_since < now - STALE_AFTER):
-        # A table that is no longer kept was published long ago.
+        # A deleted table was published long ago.
         state = "stale"
     return Member(instance, state, behind_since, _waited_until(instance, state, epoch, now))
 
@@ -182,12 +182,12 @@ def _state(instance: Instance, generation: int, now: datetime) -> str:
 
 
 def recent_tables() -> list[PublishedTable]:
-    """Return the last published tables, newest first, each with `document` for its size."""
+    """Return the last published tables, newest first, with `document` for the size."""
     return list(PublishedTable.objects.order_by("-generation")[:TABLES_MAX])
 
 
 def recent_alarms() -> list[TrafficAlarm]:
-    """Return the last alarms about traffic that went against its table, newest first."""
+    """Return the last traffic alarms, newest first."""
     return list(TrafficAlarm.objects.order_by("-last_at")[:ALARMS_MAX])
 
 

@@ -1,4 +1,4 @@
-"""Changes of what served a model, as a page shows them."""
+"""The serving history of a model for its page."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from contract.bucketing import BUCKETS
 
 @dataclass(frozen=True)
 class ServedView:
-    """How a model was served from a change on; `parts` says who got which share."""
+    """How a model was served after a change; `parts` are the versions with their shares."""
 
     change: ServingChange
     parts: list[str]
-    # The rollout that decided it, if one did.
+    # The id of the rollout that made the change, or empty.
     rollout: str = ""
 
 
@@ -26,15 +26,15 @@ def view_of(change: ServingChange, rollout: str = "") -> ServedView:
 
 
 def views_of(changes: Sequence[ServingChange]) -> list[ServedView]:
-    """Return the changes of one model with the rollouts that made them, by one query."""
+    """Return the changes of one model with the rollouts that made them, in one query."""
     if not changes:
         return []
     events = RolloutEvent.objects.filter(
         rollout__model__name=changes[0].model_name,
         generation__in=[change.generation for change in changes],
     )
-    made_by = dict(events.order_by("-id").values_list("generation", "rollout"))
-    return [view_of(change, str(made_by.get(change.generation, ""))) for change in changes]
+    rollout_ids = dict(events.order_by("-id").values_list("generation", "rollout"))
+    return [view_of(change, str(rollout_ids.get(change.generation, ""))) for change in changes]
 
 
 def _parts(change: ServingChange) -> list[str]:
@@ -43,7 +43,7 @@ def _parts(change: ServingChange) -> list[str]:
         parts += _split_parts(change.split)
     if change.shadow:
         copied = share(change.shadow["share_bp"])
-        parts.append(f"copies of {copied} to version {change.shadow['version']}")
+        parts.append(f"shadow of {copied} to version {change.shadow['version']}")
     return parts
 
 

@@ -1,4 +1,4 @@
-"""What pages show of plans beside their rows: checks with their settings."""
+"""Checks of plans, with their settings, for pages."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from apps.rollouts.thresholds import false_alarm_rate
 
 @dataclass(frozen=True)
 class KindView:
-    """A kind of check: what it asks, what its failure does, its settings in words."""
+    """A kind of check: its question, its mode, and a description of each setting."""
 
     name: str
     asks: str
     mode: str
     settings: list[tuple[str, str]]
-    # The share of healthy versions that it would roll back; None where α bounds that.
+    # The share of healthy versions that it rolls back; None where α bounds it.
     false_alarms: float | None = None
 
 
 def kinds_of_checks() -> list[KindView]:
-    """Return every kind of check, with the false alarms of the threshold in a usual plan."""
+    """Return all kinds of checks; with false alarms of the threshold in a typical plan."""
     return [
         KindView(
             name,
@@ -36,24 +36,24 @@ def kinds_of_checks() -> list[KindView]:
 
 def _setting(setting: Setting) -> str:
     if setting.is_required:
-        return f"{setting.help} (must be set)"
-    default = "" if setting.default is None else f" ({setting.default} unless set)"
+        return f"{setting.help} (required)"
+    default = "" if setting.default is None else f" (default: {setting.default})"
     return f"{setting.help}{default}"
 
 
 @dataclass(frozen=True)
-class AskedView:
-    """A check as a plan asks it."""
+class PlannedCheckView:
+    """A check of a plan step."""
 
     name: str
     kind: str
     mode: str
-    told: str
+    summary: str
 
 
-def asked_view(check: CheckDocument) -> AskedView:
-    """Return a plan's check in words: its settings, and what its undecided verdicts lead to."""
+def planned_check_view(check: CheckDocument) -> PlannedCheckView:
+    """Return a check with a summary of its settings and of the actions of its verdicts."""
     parts = [f"{name} {value}" for name, value in check.settings.items()]
     parts += [f"{verdict}: {action}" for verdict, action in check.on.items()]
     kind = check.check if check.check != check.label else ""
-    return AskedView(check.label, kind, check.effective_mode, ", ".join(parts))
+    return PlannedCheckView(check.label, kind, check.effective_mode, ", ".join(parts))

@@ -1,4 +1,4 @@
-"""Which rollout or experiment a change of what serves belongs to."""
+"""Finds the rollout or experiment that made a serving change."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from apps.rollouts.models import Rollout, ServingChange
 
 @dataclass(frozen=True)
 class Decider:
-    """`kind` is rollout or experiment; empty when a person or a setting changed it directly."""
+    """`kind` is rollout or experiment; empty for a direct change by a person or a setting."""
 
     kind: str = ""
     id: str = ""
 
 
 def decider_of(change: ServingChange) -> Decider:
-    """Return what made the change."""
-    made_by = Rollout.objects.filter(
+    rollout = Rollout.objects.filter(
         model__name=change.model_name, events__generation=change.generation
     ).first()
-    if made_by is not None:
-        return Decider("rollout", str(made_by.pk))
+    if rollout is not None:
+        return Decider("rollout", str(rollout.pk))
     if change.split and change.split["kind"] == "experiment":
         return Decider("experiment", change.split["id"])
     return Decider()

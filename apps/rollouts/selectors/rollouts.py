@@ -1,4 +1,4 @@
-"""How a rollout stands: its steps, its clock, its checks, its timeline and its decision log."""
+"""The state of a rollout: steps, clock, gate, timeline and decision log."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMED_MAX = 5
 
 @dataclass(frozen=True)
 class StepView:
-    """A step as it is drawn; `state` is done, now, ended (the rollout stopped here) or next."""
+    """A step for the page; `state` is done, now, ended (the rollout ended here) or next."""
 
     number: int
     weight_bp: int
@@ -36,16 +36,17 @@ class StepView:
     checks: tuple[str, ...]
     state: str = "next"
     shadow_bp: int = 0
-    # Who may open the step's gate; empty when it opens by itself.
+    # The role that may open the gate; empty without a gate for a person.
     gate_role: str = ""
     is_final_bake: bool = False
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Where the time of a live rollout goes. `waiting` names who has not applied its table.
+    """The bake clock of a live rollout.
 
-    `data_limit_at` is how long it goes on where nothing but data is lacking, if that is longer.
+    `waiting` are the instances that have not applied its table, with reasons. `data_limit_at` is
+    the limit of a step that lacks only data, if that is later than `limit_at`.
     """
 
     started_at: datetime | None
@@ -57,7 +58,7 @@ class Clock:
 
 
 def steps_of_plan(plan: PlanDocument, at: int = -1, state: str = "now") -> list[StepView]:
-    """Return the steps with scaled times; step `at` gets `state`, those before it are done."""
+    """Return the steps with scaled times; step `at` has `state`, earlier ones are done."""
     return [
         StepView(
             number=index + 1,
@@ -75,7 +76,7 @@ def steps_of_plan(plan: PlanDocument, at: int = -1, state: str = "now") -> list[
 
 
 def steps_of(rollout: Rollout) -> list[StepView]:
-    """Return the steps that `rollout` follows; none for a first version or a rollback."""
+    """Return the steps of `rollout`; none for a first version or a rollback."""
     if not rollout.plan_document.get("steps"):
         return []
     plan = from_json(rollout.plan_document)
@@ -86,29 +87,31 @@ def steps_of(rollout: Rollout) -> list[StepView]:
 
 
 def steps_of_saved(plan: Plan) -> list[StepView]:
-    """Return the steps that a rollout by the plan goes through: held back, with the final bake.
+    """Return the steps of a rollout by the plan, with holdback and final bake.
 
-    Expects `steps` to be prefetched.
+    `steps` should be prefetched.
     """
     return steps_of_plan(document_of(plan).as_followed())
 
 
 def clock_of(rollout: Rollout, now: datetime) -> Clock:
-    """Return the step's clock; until it runs, the instances that hold it, with the reason."""
-    holds = rollout.is_live and rollout.step_started_at is None and rollout.generation is not None
+    """Return the clock; before it starts also the instances that it waits for."""
+    is_waiting = (
+        rollout.is_live and rollout.step_started_at is None and rollout.generation is not None
+    )
     due_at = rollout.step_due_at
     return Clock(
         started_at=rollout.step_started_at,
         due_at=due_at,
         limit_at=rollout.step_limit_at,
         is_extended=due_at is not None and now >= due_at,
-        waiting=unacked(rollout.generation, now) if holds and rollout.generation else [],
+        waiting=unacked(rollout.generation, now) if is_waiting and rollout.generation else [],
         data_limit_at=_data_limit(rollout),
     )
 
 
 def _data_limit(rollout: Rollout) -> datetime | None:
-    """Return until when a step waits for data, None where that is no longer than its limit."""
+    """Return the limit of a step that lacks data; None if it is not later than `limit_at`."""
     due_at, limit_at = rollout.step_due_at, rollout.step_limit_at
     if due_at is None or limit_at is None or not rollout.plan_document:
         return None
@@ -119,7 +122,7 @@ def _data_limit(rollout: Rollout) -> datetime | None:
 
 
 def find_rollouts() -> QuerySet[Rollout]:
-    """Rollouts, the live ones first, then the newest."""
+    """Return all rollouts: live ones first, then the newest."""
     live_first = Case(When(phase__in=LIVE_PHASES, then=0), default=1)
     return Rollout.objects.select_related("model", "target", "baseline", "plan").order_by(
         live_first, "-started_at"
@@ -132,21 +135,21 @@ def rollouts_of(model: RegisteredModel) -> QuerySet[Rollout]:
 
 @dataclass(frozen=True)
 class GateView:
-    """The gate of the present step: who may open it, whether the looking person does, who did."""
+    """The gate of the current step for one person."""
 
     role: Role
     approved_by: str
     may_open: bool
-    # Who started it does not open it, whatever role that is.
+    # The person started the rollout and therefore may not open it.
     is_starter: bool
-    # Or goes past it, saying why.
+    # The person may override it, with a reason.
     may_override: bool
-    # Some of those who have the role and did not start it.
+    # Some people who may open it.
     holders: list[str]
 
 
 def gate_of(rollout: Rollout, user: User) -> GateView | None:
-    """Return the gate that a live rollout's present step has; None when it opens by itself."""
+    """Return the gate of the current step of a live rollout; None without one."""
     role = gate_role(rollout) if rollout.phase in {Phase.BAKING, Phase.PAUSED} else None
     if role is None:
         return None
@@ -162,19 +165,19 @@ def gate_of(rollout: Rollout, user: User) -> GateView | None:
     )
 
 
-def holders_of(role: Role, model: RegisteredModel, but_not: str = "") -> list[str]:
-    """Return the names of some people with `role` or a higher one on `model`."""
+def holders_of(role: Role, model: RegisteredModel, excluding: str = "") -> list[str]:
+    """Return the names of up to NAMED_MAX people with at least `role` on `model`."""
     enough = [each for each in Role if RANK[each] >= RANK[role]]
     scope = Q(model_roles__model=None) | Q(model_roles__model=model)
     held = Q(model_roles__role__in=enough) & scope
     people = User.objects.filter(Q(is_superuser=True) | held, is_active=True)
-    people = people.exclude(username=but_not)
+    people = people.exclude(username=excluding)
     names = people.order_by("username").values_list("username", flat=True).distinct()
     return list(names[:NAMED_MAX])
 
 
 def members_of(rollout: Rollout) -> list[Rollout]:
-    """Return the other rollouts of the same release, in the order of their models."""
+    """Return the other rollouts of the same release, ordered by model name."""
     if rollout.release_id is None:
         return []
     rows = Rollout.objects.filter(release=rollout.release_id).exclude(pk=rollout.pk)
@@ -182,17 +185,17 @@ def members_of(rollout: Rollout) -> list[Rollout]:
 
 
 def timeline(rollout: Rollout) -> list[RolloutEvent]:
-    """Return what happened, newest first."""
+    """Return the events, newest first."""
     return list(rollout.events.order_by("-id"))
 
 
 def decision_log(rollout: Rollout, page: str | None) -> Page[Evaluation]:
-    """Return a page of the answers, newest first; a page that is none becomes the nearest one."""
+    """Return a page of evaluations, newest first; an invalid page becomes the nearest one."""
     return Paginator(rollout.evaluations.order_by("-id"), LOG_PAGE).get_page(page)
 
 
 def chart_span(rollout: Rollout, now: datetime) -> tuple[datetime, datetime]:
-    """Return from when to when a rollout is drawn, with a minute of what was before."""
+    """Return start and end of the charts, with one minute before the rollout."""
     until = rollout.ended_at + timedelta(seconds=10) if rollout.ended_at else now
     span = CHART_SPAN_ENDED if rollout.ended_at else CHART_SPAN_LIVE
     return max(rollout.started_at - timedelta(minutes=1), until - span), until
@@ -201,18 +204,18 @@ def chart_span(rollout: Rollout, now: datetime) -> tuple[datetime, datetime]:
 def charted_evaluations(
     rollout: Rollout, since: datetime, until: datetime, checks: tuple[str, ...]
 ) -> list[Evaluation]:
-    """Return the answers of `checks` in that time, oldest first, the newest ones when too many."""
-    answers = rollout.evaluations.filter(at__gte=since, at__lte=until, check_name__in=checks)
-    newest = answers.order_by("-id")[:EVALUATIONS_CHARTED_MAX]
+    """Return the evaluations of `checks` in that time, oldest first; at most the newest 2,000."""
+    rows = rollout.evaluations.filter(at__gte=since, at__lte=until, check_name__in=checks)
+    newest = rows.order_by("-id")[:EVALUATIONS_CHARTED_MAX]
     return list(newest)[::-1]
 
 
 def state_stamp(rollout: Rollout, now: datetime) -> tuple[object, ...]:
-    """Return what changes whenever the state of `rollout` does, except for the passing of time."""
+    """Return values that change whenever the state of `rollout` changes, apart from ages."""
     clock = clock_of(rollout, now)
     freeze = holding_freeze(rollout, now)
     return (
-        # After it has ended: whether the red button still leads back.
+        # After the end: whether the abort button can still roll back.
         rollout.model.stable_id,
         rollout.is_live or LiveSplit.objects.filter(model=rollout.model_id).exists(),
         rollout.lacks_reason,

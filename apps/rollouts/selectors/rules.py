@@ -1,4 +1,4 @@
-"""What holds rollouts back: freeze windows, the limit, quarantine; and who may change it."""
+"""Rules that hold rollouts: freeze windows, the limit, quarantine; and who may change them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAST_MAX = 20
 
 @dataclass(frozen=True)
 class Allowed:
-    """On which models a person has a role: on all of them, those to come included, or on some."""
+    """The models on which a person has a role; `everywhere` includes future models."""
 
     everywhere: bool
     models: QuerySet[RegisteredModel]
@@ -33,7 +33,7 @@ class Allowed:
 
 
 def allowed(user: User, role: Role) -> Allowed:
-    """Return on which models `user` holds `role` or a higher one."""
+    """Return the models on which `user` has at least `role`."""
     enough = [each for each in Role if RANK[each] >= RANK[role]]
     held = set(
         ModelRole.objects.filter(user=user, role__in=enough).values_list("model_id", flat=True)
@@ -47,7 +47,7 @@ def allowed(user: User, role: Role) -> Allowed:
 
 @dataclass(frozen=True)
 class FreezeView:
-    """A freeze window: until when it is open, or when it opens next; both None once it is over."""
+    """A freeze window with its end if open, or its next start; both None if it is over."""
 
     window: FreezeWindow
     until: datetime | None
@@ -63,7 +63,7 @@ class Freezes:
 
 
 def read_freezes(user: User, now: datetime) -> Freezes:
-    """Return the windows: open ones by their end, others by their start, the last past ones."""
+    """Return open windows by end, upcoming ones by start, and the last past ones."""
     may = {role: allowed(user, role) for role in (Role.OPERATOR, Role.ADMIN)}
     rows = FreezeWindow.objects.select_related("model").order_by("starts_at", "id")
     over = rows.filter(is_weekly=False, ends_at__lte=now)
@@ -92,7 +92,7 @@ def quarantined() -> QuerySet[Quarantine]:
 
 @dataclass(frozen=True)
 class Places:
-    """How many rollouts are under way, and how many wait; a release counts once."""
+    """Numbers of running and of waiting rollouts; a release counts once."""
 
     under_way: int
     waiting: int

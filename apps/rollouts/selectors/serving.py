@@ -1,4 +1,4 @@
-"""What serves what: each model with its traffic, its live rollout or experiment, and decisions."""
+"""The serving state: each model with traffic, live rollout or experiment; recent decisions."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from apps.rollouts.services import earlier_versions
 from apps.rollouts.states import LIVE_PHASES, Phase
 
 DECISIONS_MAX = 12
-# The others only prepare these, or say that every instance has applied them.
+# The other phases only prepare these, or confirm that all instances applied them.
 DECISIVE = [Phase.BAKING, Phase.PAUSED, Phase.PROMOTING, Phase.ROLLING_BACK, Phase.FAILED]
 
 
 @dataclass(frozen=True)
 class Served:
-    """A model as the overview shows it."""
+    """A model for the overview."""
 
     model: RegisteredModel
     shares: list[Share]
     traffic: Traffic
     rollout: Rollout | None
     steps: list[StepView]
-    # The experiment that holds the split, whichever app it belongs to.
+    # The experiment that holds the split, or None.
     experiment: Any
 
 
 def read_serving(now: datetime) -> list[Served]:
-    """Return every model that is not archived or deleted, in the order of names."""
+    """Return all active models, ordered by name."""
     models = list(list_models().filter(state=RegistryState.ACTIVE))
     traffic = last_minute(now)
     live = Rollout.objects.filter(phase__in=LIVE_PHASES).select_related("target", "baseline")
@@ -57,8 +57,10 @@ def read_serving(now: datetime) -> list[Served]:
 
 
 def _live_experiments(models: list[RegisteredModel]) -> dict[int, Any]:
-    """Return the experiment that holds each model's split. Experiments build on us: we reach them
-    by the relation only."""
+    """Return the experiment that holds the split of each model.
+
+    The app experiments depends on this one, so experiments are read by their relation only.
+    """
     holding = [m for m in models if _split_kind(m) == LiveSplit.Kind.EXPERIMENT]
     prefetch_related_objects(holding, "experiments")
     return {
@@ -70,7 +72,7 @@ def _live_experiments(models: list[RegisteredModel]) -> dict[int, Any]:
 
 
 def experiment_of(model: RegisteredModel) -> Any:
-    """Return the experiment that holds the model's split; None when none does."""
+    """Return the experiment that holds the split of the model, or None."""
     return _live_experiments([model]).get(model.pk)
 
 
@@ -80,28 +82,28 @@ def _split_kind(model: RegisteredModel) -> str | None:
 
 
 @dataclass(frozen=True)
-class WayBack:
-    """An earlier version, whether going back to it is instant, and why it may need an override."""
+class RollbackTarget:
+    """An earlier stable version; `quarantine` is the reason for which it needs an override."""
 
     version: ModelVersion
     is_loaded: bool
     quarantine: str
 
 
-def ways_back(model: RegisteredModel) -> list[WayBack]:
-    """Return the versions that were stable before, the newest first."""
+def rollback_targets(model: RegisteredModel) -> list[RollbackTarget]:
+    """Return the earlier stable versions, newest first."""
     versions = earlier_versions(model)
     prefetch_related_objects(versions, "deployments", "quarantine")
-    ways = [
-        WayBack(
+    targets = [
+        RollbackTarget(
             version,
             any(each.state == DeploymentState.READY for each in version.deployments.all()),
-            # The version before may be gone back to whatever became of it since.
+            # The previous stable version never needs an override.
             _quarantine_of(version) if version.pk != model.previous_stable_id else "",
         )
         for version in versions
     ]
-    return sorted(ways, key=lambda way: way.version.number, reverse=True)
+    return sorted(targets, key=lambda target: target.version.number, reverse=True)
 
 
 def _quarantine_of(version: ModelVersion) -> str:
@@ -110,7 +112,7 @@ def _quarantine_of(version: ModelVersion) -> str:
 
 
 def recent_decisions() -> list[RolloutEvent]:
-    """Return the last transitions that moved traffic, or refused to, newest first."""
+    """Return the last transitions that moved or stopped traffic, newest first."""
     events = RolloutEvent.objects.filter(to_state__in=DECISIVE).select_related(
         "rollout__model", "rollout__target"
     )
@@ -118,13 +120,13 @@ def recent_decisions() -> list[RolloutEvent]:
 
 
 def failed_deployments() -> list[Deployment]:
-    """Return deployments that Triton could not load, of every model."""
+    """Return up to 10 failed deployments of all models, newest first."""
     failed = Deployment.objects.filter(state=DeploymentState.FAILED)
     return list(failed.select_related("version__model", "cluster").order_by("-changed_at")[:10])
 
 
 def overview_stamp(now: datetime, fleet: Fleet) -> tuple[object, ...]:
-    """Return what changes whenever the overview does, except for the passing of time."""
+    """Return values that change whenever the overview changes, apart from ages."""
     return (
         *minute_stamp(now),
         *fleet.stamp,
@@ -141,7 +143,7 @@ def overview_stamp(now: datetime, fleet: Fleet) -> tuple[object, ...]:
 
 
 def model_stamp(model: RegisteredModel) -> tuple[object, ...]:
-    """Return what changes whenever a model's versions, deployments, split or rollouts do."""
+    """Return values that change with the versions, deployments, split or rollouts of a model."""
     deployments = Deployment.objects.filter(version__model=model)
     return (
         model.stable_id,

@@ -1,4 +1,4 @@
-"""How far a shadow's answers agree with stable's, from shadow windows; bounded by time."""
+"""Agreement of shadow responses with stable, from shadow windows of a time range."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from django.db.models import Count, Max, QuerySet, Sum
 
 from apps.rollouts.models import ShadowRow
 
-# What the model page tells of.
+# The time range of the model page.
 RECENT = timedelta(hours=1)
 SHADOWS_MAX = 20
 COUNTS = ("compared", "rows", "flips", "beyond_tolerance", "ranked", "errors", "dropped")
@@ -19,9 +19,10 @@ COUNTS = ("compared", "rows", "flips", "beyond_tolerance", "ranked", "errors", "
 
 @dataclass(frozen=True)
 class ShadowAgreement:
-    """Copies of requests that a shadow answered beside stable; rates are None without rows.
+    """Counts of copied requests; rates are None without rows.
 
-    `compared` copies of `rows` rows had both answers; the contract's ShadowWindow tells the rest.
+    `compared` copies with `rows` rows have both responses; contract.messages.ShadowWindow defines
+    the other counts.
     """
 
     compared: int = 0
@@ -44,19 +45,19 @@ class ShadowAgreement:
 
     @property
     def error_rate(self) -> float | None:
-        """The part of the copies that the shadow failed, of those that it was sent."""
+        """The share of copies sent to the shadow that failed."""
         sent = self.compared + self.errors
         return self.errors / sent if sent else None
 
     @property
     def rank_correlation(self) -> float | None:
-        """The mean of Spearman's coefficient over the rows with at least two scores."""
+        """The mean Spearman coefficient of the rows with at least two scores."""
         return self.rank_correlation_sum / self.ranked if self.ranked else None
 
 
 @dataclass(frozen=True)
 class Shadowed:
-    """One shadow as a page shows it."""
+    """One shadow for the model page."""
 
     shadow: str
     version: str
@@ -68,9 +69,9 @@ class Shadowed:
 def shadow_agreement(
     shadow: str, *, since: datetime, until: datetime, generation_min: int = 0
 ) -> ShadowAgreement:
-    """Return how the shadow of that id agreed with stable in windows that ended in (since, until].
+    """Return the agreement in windows of the shadow that ended in (since, until].
 
-    `generation_min` leaves out what was seen under earlier tables, as those of an earlier step.
+    `generation_min` leaves out windows of older tables, such as those of an earlier step.
     """
     rows = ShadowRow.objects.filter(
         shadow=shadow, generation__gte=generation_min, ended_at__gt=since, ended_at__lte=until
@@ -79,8 +80,8 @@ def shadow_agreement(
 
 
 def recent_shadows(model_name: str, now: datetime) -> list[Shadowed]:
-    """Return the model's shadows of the last hour, the latest first."""
-    found = (
+    """Return the shadows of the model in the last hour, newest first."""
+    rows = (
         _recent(model_name, now)
         .values("shadow", "version_number", "stable_number")
         .annotate(last_at=Max("ended_at"), **_sums())
@@ -94,12 +95,12 @@ def recent_shadows(model_name: str, now: datetime) -> list[Shadowed]:
             last_at=row["last_at"],
             agreement=_agreement(row),
         )
-        for row in found
+        for row in rows
     ]
 
 
 def shadows_stamp(model_name: str, now: datetime) -> tuple[object, ...]:
-    """Return what changes whenever `recent_shadows` does."""
+    """Return values that change whenever `recent_shadows` changes."""
     return tuple(_recent(model_name, now).aggregate(Max("id"), Count("id")).values())
 
 
@@ -117,6 +118,6 @@ def _sums() -> dict[str, Sum | Max]:
 
 
 def _agreement(row: Mapping[str, Any]) -> ShadowAgreement:
-    """Of no window at all the sums are None: then all is nought."""
+    """Convert sums, which are None without windows, to counts."""
     names = (*COUNTS, "rank_correlation_sum", "largest_difference")
     return ShadowAgreement(**{name: row[f"all_{name}"] or 0 for name in names})

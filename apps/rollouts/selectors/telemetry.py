@@ -1,7 +1,7 @@
-"""What traffic there was, from telemetry windows; every read is bounded by time.
+"""Traffic from telemetry windows; every query has a time range.
 
-Latency histograms are added up in the database, so that what comes back is one row per bucket of
-the histogram instead of one per window.
+Latency histograms are summed in the database, which returns one row per histogram bucket instead
+of one per window.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ WIDTHS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1_800, 3_600)
 
 @dataclass(frozen=True)
 class Traffic:
-    """What was answered in `span_s` seconds. Rates and quantiles are None without requests.
+    """Traffic of `span_s` seconds. Rates and quantiles are None without requests.
 
-    `requests` came to a version; `cache_hits` were answered from the cache, and are in no other
+    `requests` reached a version; `cache_hits` were answered from the cache and are in no other
     count.
     """
 
@@ -46,7 +46,7 @@ class Traffic:
 
     @property
     def hit_rate(self) -> float | None:
-        """The part that the cache answered."""
+        """The share that the cache answered."""
         answered = self.requests + self.cache_hits
         return self.cache_hits / answered if answered else None
 
@@ -65,7 +65,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Point(Traffic):
-    """One arm's traffic in the `span_s` seconds that began at `at`; `units` are distinct ones."""
+    """Traffic of one arm in the `span_s` seconds from `at`; `units` are distinct units."""
 
     at: datetime = datetime.min
     arm: str = ""
@@ -73,7 +73,7 @@ class Point(Traffic):
 
 
 def add_up(parts: Iterable[Traffic], span_s: float) -> Traffic:
-    """Return the traffic of all parts together, over the same seconds."""
+    """Return the sum of the parts, which cover the same `span_s` seconds."""
     parts = list(parts)
     return Traffic(
         span_s=span_s,
@@ -95,21 +95,21 @@ def last_minute(now: datetime, model_name: str | None = None) -> dict[str, dict[
     latencies: defaultdict[tuple[str, str], Counts] = defaultdict(dict)
     for model, version, index, count in _minute_latencies(now, model_name):
         latencies[model, version][index] = count
-    found: defaultdict[str, dict[str, Traffic]] = defaultdict(dict)
+    traffic: defaultdict[str, dict[str, Traffic]] = defaultdict(dict)
     for row in counts:
         key = row["model_name"], row["version_number"]
-        found[key[0]][key[1]] = Traffic(
+        traffic[key[0]][key[1]] = Traffic(
             span_s=MINUTE.total_seconds(),
             requests=row["all_requests"],
             errors=row["all_errors"],
             cache_hits=row["all_hits"],
             latency=latencies[key],
         )
-    return dict(found)
+    return dict(traffic)
 
 
 def minute_stamp(now: datetime, model_name: str | None = None) -> tuple[object, ...]:
-    """Return what changes whenever `last_minute` does."""
+    """Return values that change whenever `last_minute` changes."""
     windows = TelemetryRow.objects.filter(ended_at__gt=now - MINUTE, ended_at__lte=now)
     if model_name is not None:
         windows = windows.filter(model_name=model_name)
@@ -117,9 +117,9 @@ def minute_stamp(now: datetime, model_name: str | None = None) -> tuple[object, 
 
 
 def width_of(span: timedelta) -> int:
-    """Return the width in seconds that draws `span` with at most POINTS_MAX points an arm."""
-    wanted_s = span.total_seconds() / POINTS_MAX
-    return next((width for width in WIDTHS_S if width >= wanted_s), WIDTHS_S[-1])
+    """Return the bin width in seconds that gives at most POINTS_MAX points per arm."""
+    width_min_s = span.total_seconds() / POINTS_MAX
+    return next((width for width in WIDTHS_S if width >= width_min_s), WIDTHS_S[-1])
 
 
 def series(
@@ -131,11 +131,11 @@ def series(
     variants: Sequence[str] = (),
     split: str = "",
 ) -> list[Point]:
-    """Return points in the order of time, an arm for each version or variant.
+    """Return points ordered by time, with one arm for each version or variant.
 
-    Only windows of `variants` count, when any are named, and of canaries only that of the rollout
-    `split`: another one's canary may have followed within the span. The last bin is left out until
-    it is full, or a chart would always end in a fall.
+    With `variants` only their windows count; with `split` only the canary of that rollout, as the
+    span may include the canary of another rollout. An incomplete last bin is left out, because it
+    would look like a drop of traffic.
     """
     width_s = width_of(until - since)
     values: dict[str, Any] = {
@@ -166,12 +166,12 @@ def series(
     ]
 
 
-# A window is drawn where it ended; bins start at the epoch, so that polling redraws the same ones.
+# A window counts at its end. Bins start at the Unix epoch, so that polls give the same ones.
 SERIES_COUNTS = """
     SELECT date_bin(%(width)s, ended_at, 'epoch'::timestamptz) AS at,
            CASE %(by)s WHEN 'variant' THEN variant ELSE version_number END AS arm,
            sum(requests), sum(errors), sum(cache_hits),
-           -- Data planes once did not count who was assigned; not by window, as answers come later.
+           -- Older data planes do not count assigned units. Per bin, as responses come later.
            coalesce(nullif(sum(assigned), 0), sum(units + anonymous))
     FROM rollouts_telemetryrow
     WHERE model_name = %(model)s AND ended_at > %(since)s AND ended_at <= %(until)s

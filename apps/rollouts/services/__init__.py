@@ -1,11 +1,11 @@
-"""Public writes on rollouts. Each is one transaction; a refusal says why and changes nothing.
+"""Public writes on rollouts. Each is one transaction; a refused one changes nothing.
 
-`revision` is what the caller last saw: a stale one is a Conflict, so that nobody acts on a page
-that has moved on. `None` acts on whatever is there. An abort takes none: it is never stale.
+`revision` is the revision that the caller last read: a stale one raises Conflict, so that nobody
+acts on an outdated page. `None` skips the check. An abort has no revision: it is always allowed.
 """
 
 from apps.rollouts.gates import gate_role
-from apps.rollouts.services.aborts import abort_rollout, can_take_back, give_reason
+from apps.rollouts.services.aborts import abort_rollout, can_roll_back, record_abort_reason
 from apps.rollouts.services.actions import (
     approve_step,
     override_freeze,
@@ -25,14 +25,14 @@ from apps.rollouts.services.starts import (
 __all__ = [
     "abort_rollout",
     "approve_step",
-    "can_take_back",
+    "can_roll_back",
     "default_plan",
     "earlier_versions",
     "gate_role",
-    "give_reason",
     "override_freeze",
     "pause_rollout",
     "promote_now",
+    "record_abort_reason",
     "resume_rollout",
     "retry_rollout",
     "rollback_model",

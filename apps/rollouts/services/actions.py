@@ -1,4 +1,4 @@
-"""What a person does to a rollout on its way: pause, resume, skip, approve, promote, override."""
+"""Actions on a live rollout: pause, resume, skip, approve, promote, override a freeze."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django.db import transaction
 from apps.lib.actors import Actor
 from apps.lib.errors import Conflict, Invalid
 from apps.rollouts.freezes import open_freezes
-from apps.rollouts.gates import gate_role, pass_gates, shut_gates
+from apps.rollouts.gates import closed_gates, gate_role, pass_gates
 from apps.rollouts.models import Rollout
 from apps.rollouts.overrides import (
     Override,
@@ -20,7 +20,7 @@ from apps.rollouts.overrides import (
     read_overrides,
     require_reach,
 )
-from apps.rollouts.phases import append_note, companions, enter_step, move, switch_stable
+from apps.rollouts.phases import append_note, companions, enter_step, set_phase, switch_stable
 from apps.rollouts.plans import from_json
 from apps.rollouts.services.locked_rows import (
     audit_rollout,
@@ -35,10 +35,10 @@ from apps.rollouts.states import Phase
 def pause_rollout(
     *, rollout: Rollout, actor: Actor, now: datetime, reason: str = "", revision: int | None = None
 ) -> Rollout:
-    """Stop the clock of a baking rollout; its weight and its guardrails stay."""
+    """Stop the bake clock of a rollout. Weight and guardrail checks stay."""
     row = lock_rollout(rollout, revision)
     for each in move_together(row, {Phase.BAKING}, "paused", actor):
-        move(each, Phase.PAUSED, reason or "paused by hand", actor, now)
+        set_phase(each, Phase.PAUSED, reason or "paused manually", actor, now)
         audit_rollout(each, "paused", actor, Phase.BAKING)
     return row
 
@@ -47,19 +47,19 @@ def pause_rollout(
 def resume_rollout(
     *, rollout: Rollout, actor: Actor, now: datetime, reason: str = "", revision: int | None = None
 ) -> Rollout:
-    """Let a paused rollout bake its step anew; the evidence so far stays.
+    """Restart the bake time of a paused rollout; its evidence stays.
 
-    Of a release those that are paused go on.
+    Resumes all paused rollouts of its release.
     """
     row = lock_rollout(rollout, revision)
     if row.phase != Phase.PAUSED:
-        raise Conflict(f"The rollout is {row.phase}; only a paused one can be resumed")
+        raise Conflict(f"The rollout is {row.phase}; only a paused rollout can be resumed")
     for each in (row, *companions(row)):
         if each.phase == Phase.PAUSED:
             if each is not row:
                 require_operator(each, actor)
-            stopped = {"step_due_at": None, "step_limit_at": None, "next_check_at": None}
-            move(each, Phase.BAKING, reason or "resumed by hand", actor, now, **stopped)
+            clock = {"step_due_at": None, "step_limit_at": None, "next_check_at": None}
+            set_phase(each, Phase.BAKING, reason or "resumed manually", actor, now, **clock)
             audit_rollout(each, "resumed", actor, Phase.PAUSED)
     return row
 
@@ -74,19 +74,19 @@ def promote_now(
     revision: int | None = None,
     overrides: Collection[str] = (),
 ) -> Rollout:
-    """Make the target stable without waiting for the rest of the plan.
+    """Make the target stable now, without the remaining steps of the plan.
 
     Raises:
         Conflict: it is neither baking nor paused, or a freeze window is open.
-        Forbidden: a gate on the way is not for `actor` to open.
-        Invalid: what is overridden lacks a reason.
+        Forbidden: `actor` may not open one of the remaining gates.
+        Invalid: an override has no reason.
     """
     row = lock_rollout(rollout, revision)
     together = move_together(row, {Phase.BAKING, Phase.PAUSED}, "promoted", actor)
-    said = _allow(together, actor, now, read_overrides(overrides), reason, to_the_end=True)
+    notes = _pass_rules(together, actor, now, read_overrides(overrides), reason, to_the_end=True)
     for each in together:
         before = each.phase
-        switch_stable(each, _with(reason or "promoted by hand", said), actor, now, None)
+        switch_stable(each, _with_notes(reason or "promoted manually", notes), actor, now, None)
         audit_rollout(each, "promoted", actor, before)
     return row
 
@@ -101,29 +101,29 @@ def skip_step(
     revision: int | None = None,
     overrides: Collection[str] = (),
 ) -> Rollout:
-    """Go on to the next step without waiting for this one's checks.
+    """Start the next step without waiting for the checks of the current one.
 
     Raises:
-        Conflict: it is neither baking nor paused, this is the last step (promote it now), or a
+        Conflict: it is neither baking nor paused, this is the last step (use promote_now), or a
             freeze window is open.
-        Forbidden: the step's gate is not for `actor` to open.
-        Invalid: what is overridden lacks a reason.
+        Forbidden: `actor` may not open the gate of the step.
+        Invalid: an override has no reason.
     """
     row = lock_rollout(rollout, revision)
-    together = move_together(row, {Phase.BAKING, Phase.PAUSED}, "taken to its next step", actor)
+    together = move_together(row, {Phase.BAKING, Phase.PAUSED}, "moved to the next step", actor)
     for each in together:
         if each.step_index + 1 >= len(from_json(each.plan_document).steps):
-            raise Conflict(f"{each.target} is at its last step: promote it now, or let it bake")
-    said = _allow(together, actor, now, read_overrides(overrides), reason)
+            raise Conflict(f"{each.target} is at its last step; promote it now, or let it bake")
+    notes = _pass_rules(together, actor, now, read_overrides(overrides), reason)
     for each in together:
         before = each.phase
-        why = _with(reason or f"step {each.step_index + 1} skipped by hand", said)
-        enter_step(each, each.step_index + 1, why, actor, now)
+        text = _with_notes(reason or f"step {each.step_index + 1} skipped manually", notes)
+        enter_step(each, each.step_index + 1, text, actor, now)
         audit_rollout(each, "step_skipped", actor, before)
     return row
 
 
-def _allow(
+def _pass_rules(
     rows: Sequence[Rollout],
     actor: Actor,
     now: datetime,
@@ -132,31 +132,31 @@ def _allow(
     *,
     to_the_end: bool = False,
 ) -> str:
-    """See that neither freeze nor gate is in the way of any; return what the log has to say."""
-    said = []
+    """Require that no freeze and no gate blocks the rows; return the notes for the log."""
+    notes = []
     for each in rows:
         if (freeze := holding_freeze(each, now)) is not None:
             if Override.FREEZE not in overrides:
                 raise frozen(each.model, freeze)
-            said.append(cover_freeze(each, actor, now, reason))
-    gates = [gate for each in rows for gate in shut_gates(each, to_the_end=to_the_end)]
-    said.append(pass_gates(gates, actor, overrides, reason))
-    return "; ".join(filter(None, said))
+            notes.append(cover_freeze(each, actor, now, reason))
+    gates = [gate for each in rows for gate in closed_gates(each, to_the_end=to_the_end)]
+    notes.append(pass_gates(gates, actor, overrides, reason))
+    return "; ".join(filter(None, notes))
 
 
-def _with(reason: str, said: str) -> str:
-    return f"{reason} ({said})" if said else reason
+def _with_notes(reason: str, notes: str) -> str:
+    return f"{reason} ({notes})" if notes else reason
 
 
 def cover_freeze(rollout: Rollout, actor: Actor, now: datetime, reason: str) -> str:
-    """Let a rollout go on in the freezes that hold it; return what the log has to say of it.
+    """Override the freezes that hold the rollout; return a note for the log.
 
     Raises:
-        Invalid: there is no reason.
+        Invalid: the reason is empty.
         Forbidden: `actor` may not set such a freeze.
     """
     if not reason.strip():
-        raise Invalid("reason: say why the freeze is overridden; the log keeps it.")
+        raise Invalid("reason: required to override the freeze; it is logged.")
     reach = freeze_reach(rollout.model, actor)
     freezes = open_freezes(rollout.model, now)
     require_reach(rollout.model, freezes, reach)
@@ -176,27 +176,27 @@ def approve_step(
     revision: int | None = None,
     overrides: Collection[str] = (),
 ) -> Rollout:
-    """Open the gate of the present step; it passes once its checks do.
+    """Open the gate of the current step, which passes once its checks pass.
 
     Raises:
-        Conflict: it is not baking, its step has no gate for a person, or somebody opened it.
-        Forbidden: the gate is not for `actor` to open, who lacks its role or started the rollout.
+        Conflict: it is not baking, its step has no gate, or the gate is open already.
+        Forbidden: `actor` lacks the role of the gate or started the rollout.
         Invalid: the gate is overridden without a reason.
     """
     row = lock_rollout(rollout, revision)
     if row.phase != Phase.BAKING:
-        raise Conflict(f"The rollout is {row.phase}; only a step that bakes can be approved")
+        raise Conflict(f"The rollout is {row.phase}; a step can be approved only while it bakes")
     if gate_role(row) is None:
-        raise Conflict(f"Step {row.step_index + 1} opens by itself; nobody has to approve it")
+        raise Conflict(f"Step {row.step_index + 1} has no gate; it needs no approval")
     if row.approved_step == row.step_index:
-        raise Conflict(f"Step {row.step_index + 1} was approved already by {row.approved_by}")
-    gates = shut_gates(row)
-    said = pass_gates(gates, actor, read_overrides(overrides), reason)
-    forced = said if not all(gate.opens_for(actor) for gate in gates) else ""
-    move(
+        raise Conflict(f"Step {row.step_index + 1} was already approved by {row.approved_by}")
+    gates = closed_gates(row)
+    notes = pass_gates(gates, actor, read_overrides(overrides), reason)
+    forced = notes if not all(gate.opens_for(actor) for gate in gates) else ""
+    set_phase(
         row,
         Phase.BAKING,
-        _with(reason or f"step {row.step_index + 1} approved", forced),
+        _with_notes(reason or f"step {row.step_index + 1} approved", forced),
         actor,
         now,
         approved_step=row.step_index,
@@ -210,11 +210,11 @@ def approve_step(
 def override_freeze(
     *, rollout: Rollout, actor: Actor, now: datetime, reason: str = "", revision: int | None = None
 ) -> Rollout:
-    """Let a rollout, and those of its release, go on in the freezes that hold them now.
+    """Override the freezes that hold a rollout, and the others of its release, now.
 
     Raises:
         Conflict: it has ended, or no freeze holds it.
-        Invalid: there is no reason.
+        Invalid: the reason is empty.
         Forbidden: `actor` may not set such a freeze.
     """
     row = lock_rollout(rollout, revision)
@@ -224,14 +224,14 @@ def override_freeze(
     for each in held:
         if each is not row:
             require_operator(each, actor)
-        said = cover_freeze(each, actor, now, reason)
-        _note(each, _with(reason, said), actor, now)
+        note = cover_freeze(each, actor, now, reason)
+        _record_override(each, _with_notes(reason, note), actor, now)
         audit_rollout(each, "freeze_overridden", actor, each.phase)
     return row
 
 
-def _note(rollout: Rollout, reason: str, actor: Actor, now: datetime) -> None:
-    """Write into the log what changes no phase; the page's revision grows with it."""
+def _record_override(rollout: Rollout, reason: str, actor: Actor, now: datetime) -> None:
+    """Log the override without a transition; the revision increases, so that pages reload."""
     rollout.revision += 1
     rollout.reason = reason
     rollout.save(update_fields=["revision", "reason"])

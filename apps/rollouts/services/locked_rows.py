@@ -1,4 +1,4 @@
-"""What the services share: the row as it is locked, who moves with it, what the audit log keeps."""
+"""Helpers of the services: row locks, rollouts of the same release, audit entries."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from apps.rollouts.states import Phase
 
 
 def lock_rollout(rollout: Rollout, revision: int | None) -> Rollout:
-    """Return the row, locked. Raises Conflict when it is not what the caller saw."""
+    """Return the row, locked. Raises Conflict when `revision` is stale."""
     rows = Rollout.objects.select_for_update(of=("self",))
     if rollout.release_id is not None:
-        # All of a release, always in this order, so that two people never wait for each other.
+        # All rows of a release, always in this order, so that two people cannot deadlock.
         list(rows.filter(release=rollout.release_id).order_by("pk"))
     row = rows.select_related("model", "target__model", "baseline__model").get(pk=rollout.pk)
     if revision is not None and row.revision != revision:
         raise Conflict(
-            f"The rollout has moved on meanwhile: it is {row.phase} ({row.reason})",
+            f"The rollout has changed in the meantime: it is {row.phase} ({row.reason})",
             revision=row.revision,
             phase=row.phase,
         )
@@ -33,18 +33,20 @@ def lock_rollout(rollout: Rollout, revision: int | None) -> Rollout:
 def move_together(
     row: Rollout, phases: Collection[Phase], done: str, actor: Actor
 ) -> list[Rollout]:
-    """Return the row with the others of its release, which move with it.
+    """Return the row and the others of its release, to be moved together.
+
+    `done` is the action as a participle, for messages.
 
     Raises:
-        Conflict: one is in a phase in which that cannot be done.
-        Forbidden: `actor` does not operate the model of another one.
+        Conflict: one is not in any of `phases`.
+        Forbidden: `actor` is not operator of the model of another one.
     """
     rows = [row, *companions(row)]
     for each in rows:
         if each.phase not in phases:
             allowed = " or ".join(sorted(phases))
-            who = "The rollout" if each is row else f"{each.target} of the same release"
-            raise Conflict(f"{who} is {each.phase}; only a {allowed} one can be {done}")
+            subject = "The rollout" if each is row else f"{each.target} of the same release"
+            raise Conflict(f"{subject} is {each.phase}; only a {allowed} rollout can be {done}")
     for each in rows[1:]:
         require_operator(each, actor)
     return rows
@@ -54,8 +56,8 @@ def require_operator(other: Rollout, actor: Actor) -> None:
     """Raise Forbidden unless `actor` may move another rollout of the same release."""
     if not actor_has_role(actor, other.model, Role.OPERATOR):
         raise Forbidden(
-            f"{other.target} of the same release moves with it: this needs the role operator on "
-            f"model {other.model.name} too."
+            f"{other.target} of the same release moves with it: this also needs the role operator "
+            f"on model {other.model.name}."
         )
 
 

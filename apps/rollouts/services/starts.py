@@ -1,4 +1,4 @@
-"""Starting a rollout: by a plan, once more, or back to an earlier version."""
+"""Starts of rollouts: by a plan, as a retry, or as an instant rollback."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from apps.rollouts.overrides import (
     require_signature,
     require_start,
 )
-from apps.rollouts.phases import append_event, move, tell
+from apps.rollouts.phases import append_event, enqueue_event, set_phase
 from apps.rollouts.plans import PlanDocument, check_plan, document_of, to_json
 from apps.rollouts.services.locked_rows import audit_rollout
 from apps.rollouts.states import LIVE_PHASES, Phase
@@ -47,25 +47,25 @@ def start_rollout(
     retry_of: Rollout | None = None,
     release: Release | None = None,
 ) -> Rollout:
-    """Begin to make `target` stable, by `plan` or the default one.
+    """Start a rollout to `target`, by `plan` or the default plan.
 
-    A model without a stable version has nothing to compare with: its first version is switched to
-    as soon as it is warm. `overrides` are of `apps.rollouts.overrides.Override`; one that takes
-    other tensors than stable is switched to as well, as the two cannot share traffic.
+    The first version of a model has no control: it becomes stable as soon as it is warm. The same
+    applies, with an override, to a target with another signature than stable, as the two cannot
+    share traffic. `overrides` are values of `apps.rollouts.overrides.Override`.
 
     Raises:
         Conflict: the model has a live rollout or experiment, is frozen, or the target is in
             quarantine.
-        Invalid: the target is stable already, is of another model, takes other inputs, or an
-            override does not exist or lacks a reason.
-        Forbidden: an override is not for `actor`.
+        Invalid: the target is already stable, belongs to another model or has another signature;
+            or an override is unknown or has no reason.
+        Forbidden: `actor` lacks the role for an override.
     """
     model = RegisteredModel.objects.select_for_update(of=("self",)).get(pk=model.pk)
-    asked = read_overrides(overrides)
+    requested = read_overrides(overrides)
     _check_target(model, target)
-    require_start(model, asked, actor, now)
-    require_not_quarantined(target, asked)
-    needed = needed_overrides(asked, model, target)
+    require_start(model, requested, actor, now)
+    require_not_quarantined(target, requested)
+    needed = needed_overrides(requested, model, target)
     more: dict[str, Any] = {
         "reason": reason,
         "overrides": needed,
@@ -76,30 +76,30 @@ def start_rollout(
     if model.stable is None:
         return _create(Rollout.Kind.FIRST, draft)
     if require_signature(model.stable, target, needed):
-        return _create(Rollout.Kind.SWITCH, _past_gates(draft, plan, asked))
+        return _create(Rollout.Kind.SWITCH, _pass_all_gates(draft, plan, requested))
     plan = plan or default_plan()
     document = document_of(plan)
     check_plan(document)
     return _create(Rollout.Kind.CANARY, replace(draft, plan=plan, document=document.as_followed()))
 
 
-def _past_gates(draft: Draft, plan: Plan | None, overrides: Collection[str]) -> Draft:
-    """Return the draft of a switch, which leaves out the plan's steps and with them its gates."""
+def _pass_all_gates(draft: Draft, plan: Plan | None, overrides: Collection[str]) -> Draft:
+    """Return the draft of a switch, which skips all steps and therefore passes all gates."""
     plan = plan or Plan.objects.filter(is_default=True).first()
     if plan is None:
         return draft
     document = document_of(plan)
-    # Nobody has started it yet: who may open the gates may switch past them.
+    # No starter is excluded: a person who may open the gates may switch past them.
     gates = gates_of_plan(document, draft.model, "", range(len(document.steps)))
-    said = pass_gates(gates, draft.actor, overrides, draft.reason)
-    return replace(draft, reason="; ".join(filter(None, [draft.reason, said])))
+    notes = pass_gates(gates, draft.actor, overrides, draft.reason)
+    return replace(draft, reason="; ".join(filter(None, [draft.reason, notes])))
 
 
 def default_plan() -> Plan:
-    """Return the plan that is used when none is named. Raises Invalid when there is none."""
+    """Return the default plan. Raises Invalid when there is none."""
     plan = Plan.objects.filter(is_default=True).first()
     if plan is None:
-        raise Invalid("No plan is the default one: name a plan.")
+        raise Invalid("There is no default plan; name a plan.")
     return plan
 
 
@@ -112,13 +112,15 @@ def retry_rollout(
     overrides: Collection[str] = (),
     reason: str = "",
 ) -> Rollout:
-    """Start what ended without success once more: the same target, by the plan as it is now.
+    """Start a rollout to the same target, by the plan as it is now.
 
     Raises:
-        Conflict: it is live or succeeded, and what `start_rollout` refuses.
+        Conflict: the old rollout is live or succeeded, or `start_rollout` raises it.
     """
     if rollout.is_live or rollout.phase == Phase.SUCCEEDED:
-        raise Conflict(f"The rollout is {rollout.phase}; only one that did not succeed is retried")
+        raise Conflict(
+            f"The rollout is {rollout.phase}; only an unsuccessful rollout can be retried"
+        )
     return start_rollout(
         model=rollout.model,
         target=rollout.target,
@@ -143,35 +145,35 @@ def rollback_model(
 ) -> Rollout:
     """Make an earlier stable version stable again, at once and without steps.
 
-    Without `to` that is the version before, which is still loaded: then the table is published in
-    this transaction, with no worker alive. An older one is loaded first.
+    The default is the previous version, which is still loaded: the table is published in this
+    transaction and needs no worker. An older version is loaded first.
 
     Raises:
         Conflict: there is no previous version, `to` is in quarantine, or a rollout or experiment is
             live (abort it first).
-        Invalid: `to` was never stable, or is so now.
+        Invalid: `to` was never stable, or is stable now.
     """
     model = RegisteredModel.objects.select_for_update(of=("self",)).get(pk=model.pk)
     target = to or model.previous_stable
     if target is None:
-        raise Conflict(f"{model.name} has no previous stable version to go back to")
-    asked = read_overrides(overrides)
+        raise Conflict(f"{model.name} has no previous stable version")
+    requested = read_overrides(overrides)
     if to is not None:
         _check_earlier(model, to)
     if target.pk != model.previous_stable_id:
-        require_not_quarantined(target, asked)
-    asked = needed_overrides(asked, model, target)
-    draft = Draft(model, target, actor, now, reason=reason, overrides=asked)
+        require_not_quarantined(target, requested)
+    needed = needed_overrides(requested, model, target)
+    draft = Draft(model, target, actor, now, reason=reason, overrides=needed)
     rollout = _create(Rollout.Kind.ROLLBACK, draft)
     deploy_version(version=target, actor=actor, now=now)
-    move(rollout, Phase.PREPARING, rollout.reason, actor, now)
+    set_phase(rollout, Phase.PREPARING, rollout.reason, actor, now)
     tick_one(rollout.pk)
     rollout.refresh_from_db()
     return rollout
 
 
 def earlier_versions(model: RegisteredModel) -> list[ModelVersion]:
-    """Return the versions that were stable before and are not now, the highest number first."""
+    """Return the active versions that were stable before, except the stable one."""
     succeeded = Rollout.objects.filter(model=model, phase=Phase.SUCCEEDED)
     started_from = Rollout.objects.filter(model=model).exclude(baseline=None)
     known = {*succeeded.values_list("target_id", flat=True)}
@@ -184,14 +186,14 @@ def _check_earlier(model: RegisteredModel, target: ModelVersion) -> None:
     if target.model_id != model.pk:
         raise Invalid(f"{target} is not a version of {model.name}")
     if target.pk == model.stable_id:
-        raise Invalid(f"{target} is the stable version already")
+        raise Invalid(f"{target} is already the stable version")
     require_active([target])
     earlier = earlier_versions(model)
     if target not in earlier:
         known = ", ".join(str(version.number) for version in earlier) or "none"
         raise Invalid(
-            f"{target} was never stable, so there is no going back to it; promote it by a plan. "
-            f"Stable before were: {known}"
+            f"{target} was never stable; promote it by a plan instead. Earlier stable versions: "
+            f"{known}"
         )
 
 
@@ -199,13 +201,13 @@ def _check_target(model: RegisteredModel, target: ModelVersion) -> None:
     if target.model_id != model.pk:
         raise Invalid(f"{target} is not a version of {model.name}")
     if target.pk == model.stable_id:
-        raise Invalid(f"{target} is the stable version already")
+        raise Invalid(f"{target} is already the stable version")
     require_active([target])
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What a rollout is made from. `document` is the plan as it will be followed."""
+    """The input of a new rollout. `document` is the plan with holdback and final bake."""
 
     model: RegisteredModel
     target: ModelVersion
@@ -228,9 +230,9 @@ def _create(kind: Rollout.Kind, draft: Draft) -> Rollout:
             "abort it or let it end",
             rollout=str(live.pk),
         )
-    told = draft.reason or f"{kind.label.lower()} of {target} started"
+    reason = draft.reason or f"{kind.label.lower()} of {target} started"
     if draft.overrides:
-        told += f" (overridden: {', '.join(draft.overrides)})"
+        reason += f" (overridden: {', '.join(draft.overrides)})"
     try:
         with transaction.atomic():
             rollout = Rollout.objects.create(
@@ -247,7 +249,7 @@ def _create(kind: Rollout.Kind, draft: Draft) -> Rollout:
                 ),
                 retry_of=draft.retry_of,
                 release=draft.release,
-                reason=told,
+                reason=reason,
                 started_by=actor.name,
                 started_at=draft.now,
             )
@@ -255,24 +257,24 @@ def _create(kind: Rollout.Kind, draft: Draft) -> Rollout:
         raise Conflict(f"{model.name} already has a live rollout") from None
     held = [version for version in (target, model.stable) if version is not None]
     acquire_split(model=model, kind=LiveSplit.Kind.CANARY, owner_id=rollout.pk, versions=held)
-    append_event(rollout, told, actor, draft.now, from_state="", evidence={})
+    append_event(rollout, reason, actor, draft.now, from_state="", evidence={})
     audit_rollout(rollout, "started", actor)
-    tell(rollout, "rollout.started", actor, draft.now)
+    enqueue_event(rollout, "rollout.started", actor, draft.now)
     return rollout
 
 
 def _conclude(rollout: Rollout, actor: Actor, now: datetime) -> bool:
-    """End a rollout that only waits for instances to say that they took its traffic back.
+    """End a rollout in `rolling_back`, which only waits for acks; return whether it ended.
 
-    Its table is published, and no step of a new one begins before they have; so nobody needs to
-    wait for them to start or to roll back. False when it is in another phase, or in a tick's hands.
+    Its table is published, and no step of a new rollout begins before all acks, so that a start or
+    rollback need not wait for them. False in another phase, or when a tick holds the row.
     """
     rows = Rollout.objects.select_for_update(of=("self",), skip_locked=True)
     row = rows.filter(pk=rollout.pk, phase=Phase.ROLLING_BACK).select_related("target__model")
     held = row.first()
     if held is None:
         return False
-    behind = [f"{name} {why}" for name, why in unacked(held.generation or 0, now)]
-    told = f"{held.reason} (not waited for: {'; '.join(behind)})" if behind else held.reason
-    move(held, Phase.ROLLED_BACK, told, actor, now)
+    behind = [f"{name} {reason}" for name, reason in unacked(held.generation or 0, now)]
+    reason = f"{held.reason} (not waited for: {'; '.join(behind)})" if behind else held.reason
+    set_phase(held, Phase.ROLLED_BACK, reason, actor, now)
     return True

@@ -1,1 +1,1 @@
-"""Pages about traffic: what serves, rollouts, plans, the fleet."""
+"""Pages of models, rollouts, plans, releases, rules, tenants and the fleet."""

@@ -1,6 +1,6 @@
-"""What a person may do to a rollout. Each is a POST with the revision that the person saw.
+"""Actions on a rollout. Each is a POST with the revision that the page showed.
 
-An abort needs none: it is right from every phase.
+An abort needs no revision: it is allowed in every phase.
 """
 
 from __future__ import annotations
@@ -30,102 +30,102 @@ from apps.rollouts.views import confirmations
 from apps.rollouts.views.rollouts import load_rollout, state_context
 
 Action = Callable[..., Rollout]
-# In these a person skips a step, or promotes.
+# A step can be skipped, and a rollout promoted, in these phases.
 ON_STEP = {Phase.BAKING, Phase.PAUSED}
 
 
 def _act(
     request: PageRequest,
-    found: Rollout,
+    rollout: Rollout,
     action: Action,
     done: str,
     question: Callable[[], Question] | None = None,
     phases: Collection[Phase] = ON_STEP,
 ) -> HttpResponse:
-    """Do `action` with the revision that the person saw; then show how the rollout stands.
+    """Run `action` with the revision of the page; then render the state of the rollout.
 
-    With a `question` it is asked first, unless the page is stale: then the action is refused. The
-    caller has made sure that the person may.
+    A `question` is asked first, unless the page is stale: then the action is refused. The caller
+    has checked the role of the person.
     """
     form = ActionForm(request.POST)
     data = form.cleaned_data if form.is_valid() else {}
-    # What the service refuses anyhow is not asked about.
-    is_fresh = data.get("revision") == found.revision and found.phase in phases
-    if question is not None and is_fresh and (asked := ask(request, question())):
-        return asked
+    # No question for an action that the service refuses anyway.
+    is_fresh = data.get("revision") == rollout.revision and rollout.phase in phases
+    if question is not None and is_fresh and (confirmation := ask(request, question())):
+        return confirmation
 
     def act() -> str:
         if not data:
-            raise Invalid("The page did not say which state of the rollout it showed; reload it.")
+            raise Invalid("The request has no revision of the rollout. Reload the page.")
         overrides = request.POST.getlist("override")
         more: dict[str, Any] = {"overrides": overrides} if overrides else {}
-        action(rollout=found, actor=actor_of(request), now=database_now(), **data, **more)
+        action(rollout=rollout, actor=actor_of(request), now=database_now(), **data, **more)
         return done
 
     error = attempt(request, act)
     if not request.htmx:
-        return redirect("rollout", pk=found.pk)
-    now_found = load_rollout(found.pk)
+        return redirect("rollout", pk=rollout.pk)
+    current = load_rollout(rollout.pk)
     context = {
-        **state_context(request, now_found),
-        "stamp": stamp_of(*selectors.state_stamp(now_found, database_now())),
+        **state_context(request, current),
+        "stamp": stamp_of(*selectors.state_stamp(current, database_now())),
     }
     status = error.status if error else 200
-    answer = render(request, "rollouts/_rollout.html", context, status=status)
-    # The part that was there when the form was sent may have been replaced by a newer one.
-    return reswap(retarget(answer, "#live"), "outerHTML")
+    response = render(request, "rollouts/_rollout.html", context, status=status)
+    # A poll may have replaced the element that sent the form, so the target is set here.
+    return reswap(retarget(response, "#live"), "outerHTML")
 
 
-def _operated(request: PageRequest, pk: UUID) -> Rollout:
-    found = load_rollout(pk)
-    require_role(request.user, found.model, Role.OPERATOR)
-    return found
+def _load_operated(request: PageRequest, pk: UUID) -> Rollout:
+    rollout = load_rollout(pk)
+    require_role(request.user, rollout.model, Role.OPERATOR)
+    return rollout
 
 
 @page
 @require_POST
 def pause(request: PageRequest, pk: UUID) -> HttpResponse:
-    done = "Paused: the share stays, the clock stands, and the checks may still roll back."
-    return _act(request, _operated(request, pk), services.pause_rollout, done)
+    done = "Paused. The share stays, the clock stops, and checks may still roll back."
+    return _act(request, _load_operated(request, pk), services.pause_rollout, done)
 
 
 @page
 @require_POST
 def resume(request: PageRequest, pk: UUID) -> HttpResponse:
-    done = "Resumed: the step bakes anew."
-    return _act(request, _operated(request, pk), services.resume_rollout, done)
+    done = "Resumed. The step starts its bake time again."
+    return _act(request, _load_operated(request, pk), services.resume_rollout, done)
 
 
 @page
 @require_POST
 def skip(request: PageRequest, pk: UUID) -> HttpResponse:
-    found = _operated(request, pk)
-    done = "Skipped: the next step begins, whatever this one's checks would have said."
+    rollout = _load_operated(request, pk)
+    done = "Skipped. The next step begins."
     actor = actor_of(request)
     return _act(
         request,
-        found,
+        rollout,
         services.skip_step,
         done,
-        lambda: confirmations.of_skip(found, actor, database_now()),
+        lambda: confirmations.of_skip(rollout, actor, database_now()),
     )
 
 
 @page
 @require_POST
 def approve(request: PageRequest, pk: UUID) -> HttpResponse:
-    """Who may is the service's to say: it depends on the step that it finds, and on who started."""
-    found = load_rollout(pk)
-    if not has_role(request.user, found.model, Role.OPERATOR):
-        require_role(request.user, found.model, services.gate_role(found) or Role.OPERATOR)
-    done = "Approved: the step passes as soon as its checks do."
+    """Approve the step; the service checks the role of its gate and who started the rollout."""
+    rollout = load_rollout(pk)
+    if not has_role(request.user, rollout.model, Role.OPERATOR):
+        require_role(request.user, rollout.model, services.gate_role(rollout) or Role.OPERATOR)
+    done = "Approved. The step passes as soon as its checks pass."
     actor = actor_of(request)
     return _act(
         request,
-        found,
+        rollout,
         services.approve_step,
         done,
-        lambda: confirmations.of_approve(found, actor),
+        lambda: confirmations.of_approve(rollout, actor),
         {Phase.BAKING},
     )
 
@@ -133,28 +133,28 @@ def approve(request: PageRequest, pk: UUID) -> HttpResponse:
 @page
 @require_POST
 def promote(request: PageRequest, pk: UUID) -> HttpResponse:
-    found = _operated(request, pk)
+    rollout = _load_operated(request, pk)
     actor = actor_of(request)
     return _act(
         request,
-        found,
+        rollout,
         services.promote_now,
-        "Promoted: the target is stable now.",
-        lambda: confirmations.of_promote(found, actor, database_now()),
+        "Promoted. The target is stable now.",
+        lambda: confirmations.of_promote(rollout, actor, database_now()),
     )
 
 
 @page
 @require_POST
 def override_freeze(request: PageRequest, pk: UUID) -> HttpResponse:
-    found = _operated(request, pk)
-    done = "Overridden: it goes on in this freeze."
+    rollout = _load_operated(request, pk)
+    done = "Overridden. The rollout continues in this freeze."
     return _act(
         request,
-        found,
+        rollout,
         services.override_freeze,
         done,
-        lambda: confirmations.of_freeze(found, database_now()),
+        lambda: confirmations.of_freeze(rollout, database_now()),
         HELD_PHASES,
     )
 
@@ -162,17 +162,17 @@ def override_freeze(request: PageRequest, pk: UUID) -> HttpResponse:
 @page
 @require_POST
 def abort(request: PageRequest, pk: UUID) -> HttpResponse:
-    """The red button: abort, or roll back what was promoted; whatever the page showed."""
-    found = _operated(request, pk)
-    if asked := ask(request, confirmations.of_abort(found)):
-        return asked
-    rows = [found]
+    """Abort, or roll back a promoted rollout; at any revision."""
+    rollout = _load_operated(request, pk)
+    if confirmation := ask(request, confirmations.of_abort(rollout)):
+        return confirmation
+    rows = [rollout]
 
     def act() -> str:
         reason = request.POST.get("reason", "").strip()[:REASON_MAX]
         actor, now = actor_of(request), database_now()
-        rows.append(services.abort_rollout(rollout=found, actor=actor, now=now, reason=reason))
-        return f"Aborted: all traffic of {found.model.name} goes back to the version before."
+        rows.append(services.abort_rollout(rollout=rollout, actor=actor, now=now, reason=reason))
+        return f"Aborted. All traffic of {rollout.model.name} goes back to the previous version."
 
     attempt(request, act)
     return go_to(request, "rollout", pk=rows[-1].pk)
@@ -181,13 +181,13 @@ def abort(request: PageRequest, pk: UUID) -> HttpResponse:
 @page
 @require_POST
 def reason(request: PageRequest, pk: UUID) -> HttpResponse:
-    """Say afterwards why it was aborted."""
-    found = _operated(request, pk)
+    """Store the reason of an abort."""
+    rollout = _load_operated(request, pk)
 
     def act() -> str:
         text, actor = request.POST.get("reason", "")[:REASON_MAX], actor_of(request)
-        services.give_reason(rollout=found, actor=actor, now=database_now(), reason=text)
-        return "The reason is kept."
+        services.record_abort_reason(rollout=rollout, actor=actor, now=database_now(), reason=text)
+        return "The reason is saved."
 
     attempt(request, act)
     return go_back(request, "rollout-list")
@@ -196,18 +196,18 @@ def reason(request: PageRequest, pk: UUID) -> HttpResponse:
 @page
 @require_POST
 def retry(request: PageRequest, pk: UUID) -> HttpResponse:
-    """Start it once more, as a new rollout."""
-    found = load_rollout(pk)
-    require_role(request.user, found.model, Role.OPERATOR)
-    made: list[Rollout] = []
+    """Start a new rollout of the same version."""
+    rollout = load_rollout(pk)
+    require_role(request.user, rollout.model, Role.OPERATOR)
+    started: list[Rollout] = []
 
     def again() -> str:
         overrides = request.POST.getlist("override")
         actor, now = actor_of(request), database_now()
-        made.append(
-            services.retry_rollout(rollout=found, actor=actor, now=now, overrides=overrides)
+        started.append(
+            services.retry_rollout(rollout=rollout, actor=actor, now=now, overrides=overrides)
         )
-        return f"Version {found.target.number} is tried again."
+        return f"A new rollout of version {rollout.target.number} is started."
 
     attempt(request, again)
-    return go_to(request, "rollout", pk=made[0].pk if made else pk)
+    return go_to(request, "rollout", pk=started[0].pk if started else pk)

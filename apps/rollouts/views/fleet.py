@@ -1,4 +1,4 @@
-"""The page for the person with the pager: who serves, from which table, and what tripped."""
+"""The fleet page for the person on call: instances, tables, alarms and breaker trips."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from apps.rollouts.selectors.fleet import read_fleet, recent_alarms, recent_tabl
 @require_safe
 def fleet(request: PageRequest) -> HttpResponse:
     now = database_now()
-    found = read_fleet(now)
+    status = read_fleet(now)
     trips, alarms, services = recent_trips(), recent_alarms(), recent_checks(now)
 
     def context() -> dict[str, Any]:
         return {
             "now": now,
-            "fleet": found,
+            "fleet": status,
             "tables": recent_tables(),
             "trips": trips,
             "alarms": alarms,
@@ -40,16 +40,16 @@ def fleet(request: PageRequest) -> HttpResponse:
         }
 
     counts = [(trip.pk, trip.count) for trip in trips]
-    seen = [(alarm.pk, alarm.last_at) for alarm in alarms]
+    alarm_times = [(alarm.pk, alarm.last_at) for alarm in alarms]
     identities = read_identities(now)
     checks = [(row.pk, row.is_open, row.trouble) for row in services]
-    # Instances report every second or two: their ages are counted by the browser in between.
-    reports = [member.instance.reported_at for member in found.members]
+    # Instances report every 1 to 2 seconds; the browser counts their ages in between.
+    reports = [member.instance.reported_at for member in status.members]
     return render_live(
         request,
         template="rollouts/fleet.html",
         fragment="rollouts/_fleet.html",
-        stamp=stamp_of(*found.stamp, *counts, *seen, *reports, *checks, *identities.stamp),
+        stamp=stamp_of(*status.stamp, *counts, *alarm_times, *reports, *checks, *identities.stamp),
         context=context,
     )
 
@@ -59,19 +59,19 @@ def fleet(request: PageRequest) -> HttpResponse:
 def forget(request: PageRequest) -> HttpResponse:
     """Stop waiting for an instance that went silent."""
     require_role(request.user, None, Role.OPERATOR)
-    found = get_object_or_404(Instance, name=request.POST.get("name", ""))
+    instance = get_object_or_404(Instance, name=request.POST.get("name", ""))
 
     text = (
-        f"Forget instance {found.name}? Rollouts no longer wait for it. Forget only what you know "
-        "to be gone: if it still serves, nobody sees from which table. If it reports again, it is "
-        "known again."
+        f"Forget instance {instance.name}? Rollouts no longer wait for it. Forget only an instance "
+        "that does not run any more: otherwise it may serve an old table unnoticed. If it reports "
+        "again, it is listed again."
     )
-    if asked := ask(request, Question(text, f"Forget {found.name}")):
-        return asked
+    if confirmation := ask(request, Question(text, f"Forget {instance.name}")):
+        return confirmation
 
-    def forget_it() -> str:
-        forget_instance(instance=found, actor=actor_of(request), now=database_now())
-        return f"Instance {found.name} is forgotten: no rollout waits for it any more."
+    def act() -> str:
+        forget_instance(instance=instance, actor=actor_of(request), now=database_now())
+        return f"Instance {instance.name} is forgotten. Rollouts no longer wait for it."
 
-    attempt(request, forget_it)
+    attempt(request, act)
     return go_to(request, "fleet")

@@ -1,4 +1,4 @@
-"""The past of what served a model: what served at an instant, and who decided it."""
+"""The page of the serving history of a model."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ HISTORY_PAGE = 25
 @page
 @require_safe
 def serving_history(request: PageRequest, name: str) -> HttpResponse:
-    found = get_object_or_404(RegisteredModel, name=name)
+    model = get_object_or_404(RegisteredModel, name=name)
     form = InstantForm(request.GET if "at" in request.GET else None)
     changes = Paginator(history_of(name), HISTORY_PAGE).get_page(request.GET.get("page"))
     context: dict[str, Any] = {
-        "model": found,
+        "model": model,
         "form": form,
         "changes": changes,
         "rows": views_of(list(changes)),
@@ -39,7 +39,7 @@ def serving_history(request: PageRequest, name: str) -> HttpResponse:
 
 
 def _at(name: str, at: datetime) -> dict[str, Any]:
-    # The list shows whole seconds: the second at which a change is listed is one that it served.
+    # The list shows whole seconds: a change is in effect in the second that the list shows.
     change = serving_at(name, at.replace(microsecond=999_999))
     if change is None:
         return {"at": at}

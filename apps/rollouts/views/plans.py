@@ -1,4 +1,4 @@
-"""Pages of plans: the list, one plan, and the form that makes or changes one."""
+"""Pages of plans: the list, one plan, and the form."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from apps.rollouts.plan_store import delete_plan, save_plan
 from apps.rollouts.plan_templates import TEMPLATES
 from apps.rollouts.plans import PlanDocument, document_of
 from apps.rollouts.selectors.estimates import times_at_rates
-from apps.rollouts.selectors.plans import asked_view, kinds_of_checks
+from apps.rollouts.selectors.plans import kinds_of_checks, planned_check_view
 from apps.rollouts.selectors.rollouts import steps_of_plan, steps_of_saved
 
 EMPTY_ROWS = 5
@@ -51,22 +51,24 @@ def plan_list(request: PageRequest) -> HttpResponse:
 @page
 @require_safe
 def plan(request: PageRequest, pk: int) -> HttpResponse:
-    found = get_object_or_404(Plan.objects.prefetch_related("steps"), pk=pk)
-    document = document_of(found)
-    steps = steps_of_saved(found)
-    asked = [list(map(asked_view, step.check_documents)) for step in document.as_followed().steps]
+    row = get_object_or_404(Plan.objects.prefetch_related("steps"), pk=pk)
+    document = document_of(row)
+    steps = steps_of_saved(row)
+    checks = [
+        list(map(planned_check_view, step.check_documents)) for step in document.as_followed().steps
+    ]
     context = {
-        "plan": found,
+        "plan": row,
         "steps": steps,
-        "rows": list(zip(steps, asked, strict=True)),
+        "rows": list(zip(steps, checks, strict=True)),
         "kinds": kinds_of_checks(),
         "risks": risks_of_plan(document),
         "notices": notices_of(document),
         "times": times_at_rates(document),
-        "alpha": found.alpha_ppm / 1_000_000,
+        "alpha": row.alpha_ppm / 1_000_000,
         "shown": PlanForm.initial_of(document),
-        "evidence_mode": dict(EVIDENCE_MODES)[found.evidence_mode],
-        "rollouts": found.rollouts.select_related("model", "target", "baseline", "plan")[:10],
+        "evidence_mode": dict(EVIDENCE_MODES)[row.evidence_mode],
+        "rollouts": row.rollouts.select_related("model", "target", "baseline", "plan")[:10],
         "can_edit": has_role(request.user, None, Role.ADMIN),
     }
     return render(request, "rollouts/plan.html", context)
@@ -75,29 +77,29 @@ def plan(request: PageRequest, pk: int) -> HttpResponse:
 @page
 @require_http_methods(["GET", "HEAD", "POST"])
 def plan_new(request: PageRequest) -> HttpResponse:
-    """Make a plan, from a template, as a copy of another plan, or of the usual steps."""
+    """Create a plan: from a template, as a copy, or from the default steps."""
     copied, template = request.GET.get("copy", ""), request.GET.get("template", "")
     if copied.isdecimal() and request.method != "POST":
-        source = get_object_or_404(Plan.objects.prefetch_related("steps"), pk=int(copied[:9]))
-        return _edit(request, None, _unnamed(document_of(source), source.description))
+        original = get_object_or_404(Plan.objects.prefetch_related("steps"), pk=int(copied[:9]))
+        return _edit(request, None, _copy(document_of(original), original.description))
     if template:
-        found = next((each for each in TEMPLATES if each.document.name == template), None)
-        if found is None:
-            raise NotFound(f"There is no template {template!r} of a plan.")
-        return _edit(request, None, _unnamed(found.document, found.description))
+        source = next((each for each in TEMPLATES if each.document.name == template), None)
+        if source is None:
+            raise NotFound(f"There is no plan template {template!r}.")
+        return _edit(request, None, _copy(source.document, source.description))
     return _edit(request, None, Draft(msgspec.structs.replace(TEMPLATES[0].document, name=""), {}))
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What the form shows before anybody typed."""
+    """The initial values of the form."""
 
     document: PlanDocument
     more: dict[str, Any]
 
 
-def _unnamed(document: PlanDocument, description: str) -> Draft:
-    """Return the draft of a plan that is made after another one, under a name that is free."""
+def _copy(document: PlanDocument, description: str) -> Draft:
+    """Return the draft of a copy, with a name that is not in use."""
     taken = set(Plan.objects.values_list("name", flat=True))
     names = (
         f"{document.name[:90]}{end}" for end in ("", "-copy", *map("-{}".format, range(2, 99)))
@@ -109,60 +111,59 @@ def _unnamed(document: PlanDocument, description: str) -> Draft:
 @page
 @require_http_methods(["GET", "HEAD", "POST"])
 def plan_edit(request: PageRequest, pk: int) -> HttpResponse:
-    found = get_object_or_404(Plan.objects.prefetch_related("steps"), pk=pk)
-    return _edit(request, found, Draft(document_of(found), PlanForm.initial_of_saved(found)))
+    row = get_object_or_404(Plan.objects.prefetch_related("steps"), pk=pk)
+    return _edit(request, row, Draft(document_of(row), PlanForm.initial_of_saved(row)))
 
 
 @page
 @require_POST
 def plan_delete(request: PageRequest, pk: int) -> HttpResponse:
     require_role(request.user, None, Role.ADMIN)
-    found = get_object_or_404(Plan, pk=pk)
+    row = get_object_or_404(Plan, pk=pk)
 
-    text = f"Delete the plan {found.name}? Rollouts that follow it go on with the plan that they "
-    text += "started with."
-    if asked := ask(request, Question(text, f"Delete {found.name}")):
-        return asked
+    text = f"Delete the plan {row.name}? Running rollouts keep the plan that they started with."
+    if confirmation := ask(request, Question(text, f"Delete {row.name}")):
+        return confirmation
 
     def delete() -> str:
-        delete_plan(plan=found, actor=actor_of(request))
-        return f"Plan {found.name} is deleted. Rollouts that follow it go on with theirs."
+        delete_plan(plan=row, actor=actor_of(request))
+        return f"Plan {row.name} is deleted. Running rollouts keep their plan."
 
     if attempt(request, delete):
         return go_to(request, "plan", pk=pk)
     return go_to(request, "plan-list")
 
 
-def _edit(request: PageRequest, found: Plan | None, draft: Draft) -> HttpResponse:
+def _edit(request: PageRequest, row: Plan | None, draft: Draft) -> HttpResponse:
     require_role(request.user, None, Role.ADMIN)
     if request.method != "POST":
         form = PlanForm(initial=PlanForm.initial_of(draft.document) | draft.more)
         steps = [StepForm.initial_of(step) for step in draft.document.steps]
         rows = make_step_forms(initial=steps)
-        # Without JavaScript there is no row to add: so many empty ones are shown instead.
+        # Without JavaScript no row can be added, so the page can show empty ones.
         rows.extra = EMPTY_ROWS if "rows" in request.GET else 0
-        return _render_form(request, found, form, rows)
+        return _render_form(request, row, form, rows)
     form, rows = PlanForm(request.POST), make_step_forms(request.POST)
-    # Both are asked, so that all that is wrong is said at once.
+    # Both are validated, so that all errors are shown at once.
     if not all([form.is_valid(), rows.is_valid()]):
-        return _render_form(request, found, form, rows, status=400)
+        return _render_form(request, row, form, rows, status=400)
     try:
         saved = save_plan(
             document=form.document(rows),
             description=form.cleaned_data["description"],
             is_default=form.cleaned_data["is_default"],
-            plan=found,
+            plan=row,
             actor=actor_of(request),
         )
     except InterlockError as error:
-        return _render_form(request, found, form, rows, refusal=error.message, status=error.status)
-    messages.success(request, f"Plan {saved.name} is saved. Running rollouts keep theirs.")
+        return _render_form(request, row, form, rows, refusal=error.message, status=error.status)
+    messages.success(request, f"Plan {saved.name} is saved. Running rollouts keep their plan.")
     return redirect("plan", pk=saved.pk)
 
 
 def _render_form(
     request: PageRequest,
-    found: Plan | None,
+    row: Plan | None,
     form: PlanForm,
     rows: StepFormSet,
     *,
@@ -170,7 +171,7 @@ def _render_form(
     status: int = 200,
 ) -> HttpResponse:
     context = {
-        "plan": found,
+        "plan": row,
         "form": form,
         "rows": rows,
         "kinds": kinds_of_checks(),

@@ -1,4 +1,4 @@
-"""The page that promotes a version: choose and compare, see what speaks against it, start."""
+"""The promotion page: choose and compare versions, show obstacles, start the rollout."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from apps.rollouts.selectors.serving import experiment_of
 @page
 @require_http_methods(["GET", "HEAD", "POST"])
 def promote(request: PageRequest, name: str) -> HttpResponse:
-    """Choose and compare (GET); start the rollout (POST), or say why not."""
-    found = get_object_or_404(list_models(), name=name)
+    """Choose and compare (GET); start the rollout (POST)."""
+    model = get_object_or_404(list_models(), name=name)
     if request.method != "POST":
-        return render(request, _template(request), _context(request, found))
-    require_role(request.user, found, Role.OPERATOR)
-    form = PromoteForm(found, request.POST)
+        return render(request, _template(request), _context(request, model))
+    require_role(request.user, model, Role.OPERATOR)
+    form = PromoteForm(model, request.POST)
     if not form.is_valid():
-        context = {**_context(request, found), "form": form}
+        context = {**_context(request, model), "form": form}
         return render(request, "models/promote.html", context, status=400)
     try:
         rollout = services.start_rollout(
-            model=found,
+            model=model,
             target=form.cleaned_data["version"],
             plan=form.cleaned_data["plan"],
             actor=actor_of(request),
@@ -51,7 +51,7 @@ def promote(request: PageRequest, name: str) -> HttpResponse:
             overrides=request.POST.getlist("override"),
         )
     except InterlockError as error:
-        context = {**_context(request, found), "refusal": error.message}
+        context = {**_context(request, model), "refusal": error.message}
         return render(request, "models/promote.html", context, status=error.status)
     return redirect("rollout", pk=rollout.pk)
 
@@ -60,54 +60,54 @@ def _template(request: PageRequest) -> str:
     return "models/_promote.html" if request.htmx else "models/promote.html"
 
 
-def _context(request: PageRequest, found: RegisteredModel) -> dict[str, Any]:
-    """What the choice so far leads to: the newest version and the default plan to begin with."""
+def _context(request: PageRequest, model: RegisteredModel) -> dict[str, Any]:
+    """Return the context of the current choice, initially the newest version and default plan."""
     now = database_now()
-    wanted = request.POST if request.method == "POST" else request.GET
-    newest = promotable_versions(found).first()
+    data = request.POST if request.method == "POST" else request.GET
+    newest = promotable_versions(model).first()
     default = Plan.objects.order_by("-is_default", "name").first()
     chosen = {
-        "version": wanted.get("version") or (newest.number if newest else ""),
-        "plan": wanted.get("plan") or (default.name if default else ""),
+        "version": data.get("version") or (newest.number if newest else ""),
+        "plan": data.get("plan") or (default.name if default else ""),
     }
-    form = PromoteForm(found, chosen)
+    form = PromoteForm(model, chosen)
     form.is_valid()
     target, plan = form.cleaned_data.get("version"), form.cleaned_data.get("plan")
     return {
         "now": now,
-        "model": found,
+        "model": model,
         "form": form,
         "plan": plan,
         "steps": steps_of_saved(plan) if plan else [],
-        **(_foreseen(found, plan, now) if plan and found.stable else {}),
-        "overrides": wanted.getlist("override"),
-        "live": rollouts_of(found).filter(model__live_split__isnull=False).first(),
-        "experiment": experiment_of(found),
-        "can_operate": has_role(request.user, found, Role.OPERATOR),
+        **(_forecast(model, plan, now) if plan and model.stable else {}),
+        "overrides": data.getlist("override"),
+        "live": rollouts_of(model).filter(model__live_split__isnull=False).first(),
+        "experiment": experiment_of(model),
+        "can_operate": has_role(request.user, model, Role.OPERATOR),
         "target": target,
-        **(_about(found, target, now) if target else {}),
+        **(_assessment(model, target, now) if target else {}),
     }
 
 
-def _foreseen(found: RegisteredModel, plan: Plan, now: datetime) -> dict[str, Any]:
-    """What the plan says of itself at the model's traffic of late."""
+def _forecast(model: RegisteredModel, plan: Plan, now: datetime) -> dict[str, Any]:
+    """Return the expected times of the plan at the recent traffic, and its notices."""
     document = document_of(plan)
-    times = times_of_model(document, found, now)
+    times = times_of_model(document, model, now)
     may_pause = not all(time.can_decide for time in times)
     return {"times": times, "may_pause": may_pause, "notices": notices_of(document)}
 
 
-def _about(found: RegisteredModel, target: ModelVersion, now: datetime) -> dict[str, Any]:
-    """What speaks for and against promoting `target` now."""
-    obstacles = obstacles_of(found, target, now)
+def _assessment(model: RegisteredModel, target: ModelVersion, now: datetime) -> dict[str, Any]:
+    """Return the comparison with stable, and the obstacles of promoting `target` now."""
+    obstacles = obstacles_of(model, target, now)
     return {
-        "comparison": compare_versions(target, found.stable),
+        "comparison": compare_versions(target, model.stable),
         "obstacles": obstacles,
         "switches": any(each.override == Override.SIGNATURE for each in obstacles),
-        "blocked": hasattr(found, "live_split"),
+        "blocked": hasattr(model, "live_split"),
         "deployments": list(target.deployments.all()),
-        "past": rollouts_of(found).filter(target=target).first(),
+        "past": rollouts_of(model).filter(target=target).first(),
         "fleet": read_fleet(now),
-        "pins": pins_on(str(found.name), now),
+        "pins": pins_on(str(model.name), now),
         "silent": list(silent_instances(now)),
     }

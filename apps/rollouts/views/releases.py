@@ -1,4 +1,4 @@
-"""Pages of releases: several models that move together or not at all."""
+"""Pages of releases: the list, one release, and the form."""
 
 from __future__ import annotations
 
@@ -46,57 +46,57 @@ def release_list(request: PageRequest) -> HttpResponse:
     return render(request, "rollouts/releases.html", context)
 
 
-def _rollouts(found: Release) -> list[Rollout]:
-    return sorted(found.rollouts.all(), key=lambda rollout: str(rollout.model.name))
+def _rollouts(release: Release) -> list[Rollout]:
+    return sorted(release.rollouts.all(), key=lambda rollout: str(rollout.model.name))
 
 
 @page
 @require_safe
 def release(request: PageRequest, pk: UUID) -> HttpResponse:
-    found = get_object_or_404(find_releases(), pk=pk)
-    rollouts = _rollouts(found)
+    release = get_object_or_404(find_releases(), pk=pk)
+    rollouts = _rollouts(release)
     freezes = _freezes(rollouts)
-    seen: list[tuple[object, ...]] = [
+    state: list[tuple[object, ...]] = [
         (each.pk, each.revision, each.weight_bp, each.reason, each.lacks_reason, can_abort(each))
         for each in rollouts
     ]
-    seen += [(rollout.pk, freeze.window.pk, freeze.until) for rollout, freeze in freezes]
+    state += [(rollout.pk, freeze.window.pk, freeze.until) for rollout, freeze in freezes]
     return render_live(
         request,
         template="rollouts/release.html",
         fragment="rollouts/_release.html",
-        stamp=stamp_of(*seen),
-        context=lambda: {**_release_context(request, found, rollouts), "freezes": freezes},
+        stamp=stamp_of(*state),
+        context=lambda: {**_release_context(request, release, rollouts), "freezes": freezes},
     )
 
 
 def _freezes(rollouts: list[Rollout]) -> list[tuple[Rollout, Freeze]]:
-    """Return the live rollouts that a freeze holds, each with the one that lasts longest."""
+    """Return the rollouts that a freeze holds, each with its longest freeze."""
     now = database_now()
     held = [(each, holding_freeze(each, now)) for each in rollouts]
     return [(rollout, freeze) for rollout, freeze in held if freeze is not None]
 
 
 def _release_context(
-    request: PageRequest, found: Release, rollouts: list[Rollout]
+    request: PageRequest, release: Release, rollouts: list[Rollout]
 ) -> dict[str, Any]:
     live = [each for each in rollouts if each.is_live]
     operates = allowed(cast(User, request.user), Role.OPERATOR)
-    going = [each for each in rollouts if can_abort(each)]
+    affected = [each for each in rollouts if can_abort(each)]
     may_abort = all(operates.on(each.model_id) for each in rollouts)
     return {
         "now": database_now(),
-        "release": found,
-        "state": state_of(found),
+        "release": release,
+        "state": state_of(release),
         "rollouts": rollouts,
         "live": live,
-        # The least advanced one: the others wait for it.
+        # The least advanced rollout, for which the others wait.
         "steps": steps_of(min(rollouts, key=lambda each: each.step_index)) if rollouts else [],
         "passed": [each for each in live if each.step_passed_at],
         "awaited": [each for each in live if not each.step_passed_at],
-        "going": going,
-        "abort_label": release_abort_label(going),
-        "can_abort": may_abort and bool(going),
+        "affected": affected,
+        "abort_label": release_abort_label(affected),
+        "can_abort": may_abort and bool(affected),
         "can_operate": may_abort,
         "unexplained": [each for each in rollouts if each.lacks_reason] if may_abort else [],
     }
@@ -105,17 +105,17 @@ def _release_context(
 @page
 @require_POST
 def abort(request: PageRequest, pk: UUID) -> HttpResponse:
-    found = get_object_or_404(find_releases(), pk=pk)
-    rollouts = _rollouts(found)
+    release = get_object_or_404(find_releases(), pk=pk)
+    rollouts = _rollouts(release)
     for each in rollouts:
         require_role(request.user, each.model, Role.OPERATOR)
-    if asked := ask(request, of_release_abort(found, rollouts)):
-        return asked
+    if confirmation := ask(request, of_release_abort(release, rollouts)):
+        return confirmation
 
     def act() -> str:
         reason = request.POST.get("reason", "").strip()[:REASON_MAX]
-        abort_release(release=found, actor=actor_of(request), now=database_now(), reason=reason)
-        return "Aborted: all traffic of all its models goes back to stable."
+        abort_release(release=release, actor=actor_of(request), now=database_now(), reason=reason)
+        return "Aborted. All traffic of all models goes back to stable."
 
     attempt(request, act)
     return go_to(request, "release", pk=pk)
@@ -124,34 +124,34 @@ def abort(request: PageRequest, pk: UUID) -> HttpResponse:
 @page
 @require_http_methods(["GET", "HEAD", "POST"])
 def release_new(request: PageRequest) -> HttpResponse:
-    """Choose models, versions and the plan (GET); start the release (POST), or say why not."""
-    sent = request.POST if request.method == "POST" else request.GET
+    """Choose models, versions and the plan (GET); start the release (POST)."""
+    data = request.POST if request.method == "POST" else request.GET
     rows = read_rows(
-        sent.getlist("model"), sent.getlist("version"), is_final=request.method == "POST"
+        data.getlist("model"), data.getlist("version"), is_final=request.method == "POST"
     )
     if request.method != "POST":
-        # The name is not checked before it is typed to the end.
-        form = ReleaseForm(initial=sent.dict())
+        # The name is validated only on submit.
+        form = ReleaseForm(initial=data.dict())
         return _render_new(request, form, rows)
     for row in rows:
         if row.model is not None:
             require_role(request.user, row.model, Role.OPERATOR)
-    form = ReleaseForm(sent)
+    form = ReleaseForm(data)
     if not form.is_valid() or any(row.error for row in rows):
         return _render_new(request, form, rows, status=400)
     try:
-        made = start_release(
+        started = start_release(
             name=form.cleaned_data["name"],
             targets={row.model: row.target for row in rows if row.model and row.target},
             plan=form.cleaned_data["plan"],
             actor=actor_of(request),
             now=database_now(),
-            overrides=sent.getlist("override"),
+            overrides=data.getlist("override"),
         )
     except InterlockError as error:
         return _render_new(request, form, rows, refusal=error.message, status=error.status)
-    messages.success(request, f"Release {made.name} is started.")
-    return redirect("release", pk=made.pk)
+    messages.success(request, f"Release {started.name} is started.")
+    return redirect("release", pk=started.pk)
 
 
 def _render_new(
@@ -163,9 +163,9 @@ def _render_new(
     status: int = 200,
 ) -> HttpResponse:
     now = database_now()
-    sent = request.POST if request.method == "POST" else request.GET
+    data = request.POST if request.method == "POST" else request.GET
     plans = list(cast(Any, form.fields["plan"]).queryset)
-    plan = next((each for each in plans if each.name == sent.get("plan")), None)
+    plan = next((each for each in plans if each.name == data.get("plan")), None)
     plan = plan or next(iter(plans), None)
     operates = allowed(cast(User, request.user), Role.OPERATOR)
     context = {
@@ -179,7 +179,7 @@ def _render_new(
         "steps": steps_of_saved(plan) if plan else [],
         "is_ready": len(rows) >= ROWS_MIN and plan and not any(row.error for row in rows),
         "obstacles": joint_obstacles(rows, now),
-        "overrides": sent.getlist("override"),
+        "overrides": data.getlist("override"),
         "fleet": read_fleet(now),
         "silent": list(silent_instances(now)),
         "refusal": refusal,

@@ -1,4 +1,4 @@
-"""Buttons that take versions and models out of the way; each is asked for by the server first."""
+"""Buttons that undeploy, archive, restore and delete versions and models, with confirmation."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from apps.models.models import ModelVersion, RegisteredModel, Role
 from apps.rollouts import undeploying
 from apps.rollouts.version_usage import needs_of_model, needs_of_service, needs_of_version
 
-WHY = "Reason, kept in the log"
+REASON = "Reason (logged)"
 
 
 @dataclass(frozen=True)
 class Action:
-    """What a button does: its verb, what follows from a yes, and what is said afterwards."""
+    """A button: its verb, the confirmation text, the success message, the required role."""
 
     verb: str
     text: str
-    said: str
+    message: str
     role: Role
     act: Callable[..., Any]
 
@@ -40,12 +40,12 @@ class Button:
     url: str
 
     @property
-    def says(self) -> str:
-        return f"{self.action.capitalize()}…" if self.asks else self.action.capitalize()
+    def label(self) -> str:
+        return f"{self.action.capitalize()}…" if self.is_confirmed else self.action.capitalize()
 
     @property
-    def asks(self) -> bool:
-        """Whether the server asks before it acts."""
+    def is_confirmed(self) -> bool:
+        """Whether the server asks for a confirmation."""
         return self.action != "restore"
 
 
@@ -53,15 +53,15 @@ UNLOADED = "It is unloaded as soon as no instance routes to it."
 ON_VERSION = {
     "undeploy": Action(
         "Undeploy",
-        f"Undeploy {{}}? {UNLOADED} Who asks for it by its own path gets 404. Promoting or "
-        "deploying it loads it again.",
-        "{} leaves its servers.",
+        f"Undeploy {{}}? {UNLOADED} Requests for this version get 404. Promoting or deploying it "
+        "loads it again.",
+        "{} is being unloaded.",
         Role.OPERATOR,
         undeploying.undeploy_version,
     ),
     "archive": Action(
         "Archive",
-        f"Archive {{}}? It leaves the lists and cannot be promoted until it is restored. "
+        f"Archive {{}}? It is hidden from lists and cannot be promoted until it is restored. "
         f"{UNLOADED} Its files stay.",
         "{} is archived.",
         Role.OPERATOR,
@@ -69,9 +69,9 @@ ON_VERSION = {
     ),
     "delete": Action(
         "Delete",
-        f"Delete {{}} for good? {UNLOADED} Then its files are deleted, here and in the model "
-        "repository. Nothing brings it back, and its number is not given again. What rollouts "
-        "and experiments say of it stays.",
+        f"Delete {{}} permanently? {UNLOADED} Then its files are deleted, here and in the model "
+        "repository. This cannot be undone, and its number is not reused. Records of rollouts "
+        "and experiments stay.",
         "{} is being deleted.",
         Role.ADMIN,
         undeploying.delete_version,
@@ -80,23 +80,23 @@ ON_VERSION = {
 ON_MODEL = {
     "undeploy": Action(
         "Undeploy",
-        "Take {} out of service? No version is stable then, all are unloaded, and who asks for "
-        "the model gets 404 until a version is promoted.",
+        "Take {} out of service? It has no stable version then, all versions are unloaded, and "
+        "requests get 404 until a version is promoted.",
         "{} is out of service.",
         Role.ADMIN,
         undeploying.undeploy_model,
     ),
     "archive": Action(
         "Archive",
-        "Archive {}? It leaves the lists, and nothing is imported for it, until it is restored.",
+        "Archive {}? It is hidden from lists, and imports stop, until it is restored.",
         "{} is archived.",
         Role.OPERATOR,
         undeploying.archive_model,
     ),
     "delete": Action(
         "Delete",
-        "Delete {} for good, with all its versions and their files? Roles on it and its aliases "
-        "go as well. Nothing brings them back. What rollouts and experiments say of it stays.",
+        "Delete {} permanently, with all its versions and their files? Its roles and aliases are "
+        "deleted as well. This cannot be undone. Records of rollouts and experiments stay.",
         "{} is being deleted.",
         Role.ADMIN,
         undeploying.delete_model,
@@ -108,23 +108,23 @@ ON_MODEL = {
 @require_POST
 def version_retire(request: PageRequest, name: str, number: int, action: str) -> HttpResponse:
     """Undeploy, archive or delete a version."""
-    found = _version(name, number)
+    version = _version(name, number)
     chosen = ON_VERSION[action]
-    require_role(request.user, found.model, chosen.role)
-    needs = needs_of_version(found, database_now())
-    return _retire(request, chosen, found, needs) or go_to(request, "version", name, number)
+    require_role(request.user, version.model, chosen.role)
+    needs = needs_of_version(version, database_now())
+    return _retire(request, chosen, version, needs) or go_to(request, "version", name, number)
 
 
 @page
 @require_POST
 def version_restore(request: PageRequest, name: str, number: int) -> HttpResponse:
-    found = _version(name, number)
-    require_role(request.user, found.model, Role.OPERATOR)
+    version = _version(name, number)
+    require_role(request.user, version.model, Role.OPERATOR)
 
     def restore() -> str:
         now = database_now()
-        undeploying.restore_version(version=found, actor=actor_of(request), now=now)
-        return f"{found} is back in the lists."
+        undeploying.restore_version(version=version, actor=actor_of(request), now=now)
+        return f"{version} is restored."
 
     attempt(request, restore)
     return go_to(request, "version", name, number)
@@ -134,23 +134,23 @@ def version_restore(request: PageRequest, name: str, number: int) -> HttpRespons
 @require_POST
 def model_retire(request: PageRequest, name: str, action: str) -> HttpResponse:
     """Undeploy, archive or delete a model."""
-    found = get_object_or_404(RegisteredModel.objects.select_related("stable"), name=name)
+    model = get_object_or_404(RegisteredModel.objects.select_related("stable"), name=name)
     chosen = ON_MODEL[action]
-    require_role(request.user, found, chosen.role)
+    require_role(request.user, model, chosen.role)
     needs_of = needs_of_service if action == "undeploy" else needs_of_model
-    needs = needs_of(found, database_now())
-    return _retire(request, chosen, found, needs) or go_to(request, "model", name)
+    needs = needs_of(model, database_now())
+    return _retire(request, chosen, model, needs) or go_to(request, "model", name)
 
 
 @page
 @require_POST
 def model_restore(request: PageRequest, name: str) -> HttpResponse:
-    found = get_object_or_404(RegisteredModel, name=name)
-    require_role(request.user, found, Role.OPERATOR)
+    model = get_object_or_404(RegisteredModel, name=name)
+    require_role(request.user, model, Role.OPERATOR)
 
     def restore() -> str:
-        undeploying.restore_model(model=found, actor=actor_of(request), now=database_now())
-        return f"{found.name} is back in the lists."
+        undeploying.restore_model(model=model, actor=actor_of(request), now=database_now())
+        return f"{model.name} is restored."
 
     attempt(request, restore)
     return go_to(request, "model", name)
@@ -162,25 +162,25 @@ def _version(name: str, number: int) -> ModelVersion:
 
 
 def _retire(
-    request: PageRequest, chosen: Action, found: ModelVersion | RegisteredModel, needs: list[str]
+    request: PageRequest, chosen: Action, subject: ModelVersion | RegisteredModel, needs: list[str]
 ) -> HttpResponse | None:
-    """Ask, or act on a yes and leave a message; None: the person goes on to the page.
+    """Ask for a confirmation, or act and add a message; None: redirect to the page.
 
-    While something needs it nobody is asked and nothing is done. The service looks again.
+    While it is in use nothing is asked or done. The service checks the uses again.
     """
     if needs:
         verb = chosen.verb.lower()
-        messages.error(request, f"Cannot {verb} {found}: {'; '.join(needs)}.")
+        messages.error(request, f"Cannot {verb} {subject}: {'; '.join(needs)}.")
         return None
-    question = Question(chosen.text.format(found), f"{chosen.verb} {found}", reason=WHY)
-    if asked := ask(request, question):
-        return asked
+    question = Question(chosen.text.format(subject), f"{chosen.verb} {subject}", reason=REASON)
+    if confirmation := ask(request, question):
+        return confirmation
 
     def act() -> str:
-        on = {"model" if isinstance(found, RegisteredModel) else "version": found}
+        target = {"model" if isinstance(subject, RegisteredModel) else "version": subject}
         reason = request.POST.get("reason", "")[: undeploying.REASON_MAX]
-        chosen.act(**on, actor=actor_of(request), now=database_now(), reason=reason)
-        return chosen.said.format(found)
+        chosen.act(**target, actor=actor_of(request), now=database_now(), reason=reason)
+        return chosen.message.format(subject)
 
     attempt(request, act)
     return None
@@ -192,53 +192,55 @@ def _retire(
 @page
 @require_safe
 def version_retirement(request: PageRequest, name: str, number: int) -> HttpResponse:
-    """What may be done with a version now, and what needs it: a card, or without HTMX a page."""
-    found = _version(name, number)
-    needs = [] if found.is_deleted else needs_of_version(found, database_now())
-    actions = [] if needs or found.is_deleted else list(ON_VERSION)
-    loaded = found.deployments.filter(state__in=undeploying.LOADED)
+    """Show the allowed actions and the uses of a version: a card, or without HTMX a page."""
+    version = _version(name, number)
+    needs = [] if version.is_deleted else needs_of_version(version, database_now())
+    actions = [] if needs or version.is_deleted else list(ON_VERSION)
+    loaded = version.deployments.filter(state__in=undeploying.LOADED)
     if "undeploy" in actions and not loaded.exists():
         actions.remove("undeploy")
-    if found.is_archived and "archive" in actions:
+    if version.is_archived and "archive" in actions:
         actions[actions.index("archive")] = "restore"
     urls = {a: reverse(f"version-{a}", args=[name, number]) for a in actions}
-    return _card(request, found, found.model, needs, urls)
+    return _card(request, version, version.model, needs, urls)
 
 
 @page
 @require_safe
 def model_retirement(request: PageRequest, name: str) -> HttpResponse:
-    """The same of a model."""
-    found = get_object_or_404(RegisteredModel.objects.select_related("stable"), name=name)
+    """Show the allowed actions and the uses of a model."""
+    model = get_object_or_404(RegisteredModel.objects.select_related("stable"), name=name)
     now = database_now()
-    serves = found.stable is not None
+    serves = model.stable is not None
     needs_of = needs_of_service if serves else needs_of_model
-    needs = [] if found.is_deleted else needs_of(found, now)
+    needs = [] if model.is_deleted else needs_of(model, now)
     actions: list[str] = []
-    if not needs and not found.is_deleted:
-        archive = "restore" if found.is_archived else "archive"
+    if not needs and not model.is_deleted:
+        archive = "restore" if model.is_archived else "archive"
         actions = ["undeploy"] if serves else [archive, "delete"]
     urls = {a: reverse(f"model-{a}", args=[name]) for a in actions}
-    return _card(request, found, found, needs, urls)
+    return _card(request, model, model, needs, urls)
 
 
 def _card(
     request: PageRequest,
-    found: ModelVersion | RegisteredModel,
+    subject: ModelVersion | RegisteredModel,
     model: RegisteredModel,
     needs: list[str],
     urls: dict[str, str],
 ) -> HttpResponse:
-    on = ON_MODEL if found is model else ON_VERSION
+    actions = ON_MODEL if subject is model else ON_VERSION
     buttons = [
         Button(action, url)
         for action, url in urls.items()
-        if has_role(request.user, model, on[action].role if action in on else Role.OPERATOR)
+        if has_role(
+            request.user, model, actions[action].role if action in actions else Role.OPERATOR
+        )
     ]
     context = {
-        "subject": found,
+        "subject": subject,
         "model": model,
-        "is_model": found is model,
+        "is_model": subject is model,
         "needs": needs,
         "buttons": buttons,
     }

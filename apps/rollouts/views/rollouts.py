@@ -1,4 +1,4 @@
-"""Pages of rollouts: the list, and one rollout as it happens."""
+"""Pages of rollouts: the list, and one live rollout with its charts."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ LIST_PAGE = 25
 @require_safe
 def rollout_list(request: PageRequest) -> HttpResponse:
     form = RolloutFilterForm(request.GET)
-    found = selectors.find_rollouts()
+    rows = selectors.find_rollouts()
     if form.is_valid():
-        found = found.filter(**{key: value for key, value in form.cleaned_data.items() if value})
-    shown = Paginator(found, LIST_PAGE).get_page(request.GET.get("page"))
+        rows = rows.filter(**{key: value for key, value in form.cleaned_data.items() if value})
+    shown = Paginator(rows, LIST_PAGE).get_page(request.GET.get("page"))
     filters = request.GET.copy()
     filters.pop("page", None)
     context = {
@@ -61,12 +61,12 @@ def load_rollout(pk: UUID) -> Rollout:
 @page
 @require_safe
 def rollout(request: PageRequest, pk: UUID) -> HttpResponse:
-    found = load_rollout(pk)
+    rollout = load_rollout(pk)
     context = {
-        **state_context(request, found),
-        **_chart_context(found),
-        "ends": ends_of(found, database_now()),
-        "stamp": stamp_of(*selectors.state_stamp(found, database_now())),
+        **state_context(request, rollout),
+        **_chart_context(rollout),
+        "ends": ends_of(rollout, database_now()),
+        "stamp": stamp_of(*selectors.state_stamp(rollout, database_now())),
     }
     return render(request, "rollouts/rollout.html", context)
 
@@ -74,97 +74,101 @@ def rollout(request: PageRequest, pk: UUID) -> HttpResponse:
 @page
 @require_safe
 def rollout_live(request: PageRequest, pk: UUID) -> HttpResponse:
-    """The fragment with the rollout's state; 204 when the browser shows it already."""
-    found = load_rollout(pk)
+    """Render the fragment of the state; 204 when the browser shows it already."""
+    rollout = load_rollout(pk)
     return render_live(
         request,
         template="rollouts/_rollout.html",
         fragment="rollouts/_rollout.html",
-        stamp=stamp_of(*selectors.state_stamp(found, database_now())),
-        context=lambda: state_context(request, found),
+        stamp=stamp_of(*selectors.state_stamp(rollout, database_now())),
+        context=lambda: state_context(request, rollout),
     )
 
 
-def state_context(request: PageRequest, found: Rollout) -> dict[str, Any]:
+def state_context(request: PageRequest, rollout: Rollout) -> dict[str, Any]:
     now = database_now()
-    can_operate = has_role(request.user, found.model, Role.OPERATOR)
-    steps = selectors.steps_of(found)
+    can_operate = has_role(request.user, rollout.model, Role.OPERATOR)
+    steps = selectors.steps_of(rollout)
     return {
         "now": now,
-        "rollout": found,
+        "rollout": rollout,
         "steps": steps,
-        "clock": selectors.clock_of(found, now),
-        "gate": selectors.gate_of(found, cast(User, request.user)),
-        "members": selectors.members_of(found),
-        "holdback_bp": found.plan_document.get("holdback_bp", 0),
-        "checks": checks_of(found),
-        "events": selectors.timeline(found),
-        "story": describe_history(found),
-        "log": selectors.decision_log(found, request.GET.get("page")),
+        "clock": selectors.clock_of(rollout, now),
+        "gate": selectors.gate_of(rollout, cast(User, request.user)),
+        "members": selectors.members_of(rollout),
+        "holdback_bp": rollout.plan_document.get("holdback_bp", 0),
+        "checks": checks_of(rollout),
+        "events": selectors.timeline(rollout),
+        "story": describe_history(rollout),
+        "log": selectors.decision_log(rollout, request.GET.get("page")),
         "can_operate": can_operate,
-        "freeze": holding_freeze(found, now),
-        **_allowed(found, len(steps)),
-        **(_retry_context(found, now) if can_operate else {}),
+        "freeze": holding_freeze(rollout, now),
+        **_allowed(rollout, len(steps)),
+        **(_retry_context(rollout, now) if can_operate else {}),
     }
 
 
-def _allowed(found: Rollout, steps: int) -> dict[str, Any]:
-    """Say what may be done to it in its phase, whoever looks at it."""
-    phase = Phase(found.phase)
-    goes_on = phase in {Phase.BAKING, Phase.PAUSED}
+def _allowed(rollout: Rollout, steps: int) -> dict[str, Any]:
+    """Return the actions that its phase allows, without the roles of the person."""
+    phase = Phase(rollout.phase)
+    is_on_step = phase in {Phase.BAKING, Phase.PAUSED}
     return {
         "can_pause": phase is Phase.BAKING,
         "can_resume": phase is Phase.PAUSED,
-        "can_skip": goes_on and found.step_index + 1 < steps,
-        "can_promote": goes_on,
-        "can_abort": can_abort(found),
-        "abort_label": abort_label(found),
+        "can_skip": is_on_step and rollout.step_index + 1 < steps,
+        "can_promote": is_on_step,
+        "can_abort": can_abort(rollout),
+        "abort_label": abort_label(rollout),
     }
 
 
-def _retry_context(found: Rollout, now: datetime) -> dict[str, Any]:
-    """Say whether it may be tried again now, and what that would have to override."""
-    ended = found.phase in {Phase.ROLLED_BACK, Phase.FAILED}
-    is_stable = found.model.stable_id == found.target_id
-    busy = LiveSplit.objects.filter(model=found.model).exists() if ended else False
-    can_retry = ended and not is_stable and not busy and found.kind != Rollout.Kind.ROLLBACK
-    obstacles: list[Obstacle] = obstacles_of(found.model, found.target, now) if can_retry else []
+def _retry_context(rollout: Rollout, now: datetime) -> dict[str, Any]:
+    """Return whether it can be retried now, and the obstacles of a retry."""
+    is_unsuccessful = rollout.phase in {Phase.ROLLED_BACK, Phase.FAILED}
+    is_stable = rollout.model.stable_id == rollout.target_id
+    busy = LiveSplit.objects.filter(model=rollout.model).exists() if is_unsuccessful else False
+    can_retry = (
+        is_unsuccessful and not is_stable and not busy and rollout.kind != Rollout.Kind.ROLLBACK
+    )
+    obstacles: list[Obstacle] = (
+        obstacles_of(rollout.model, rollout.target, now) if can_retry else []
+    )
     return {"can_retry": can_retry, "obstacles": obstacles}
 
 
 @page
 @require_safe
 def rollout_charts(request: PageRequest, pk: UUID) -> HttpResponse:
-    found = load_rollout(pk)
-    traffic = minute_stamp(database_now(), found.model.name)
+    rollout = load_rollout(pk)
+    traffic = minute_stamp(database_now(), rollout.model.name)
     return render_live(
         request,
         template="rollouts/_charts.html",
         fragment="rollouts/_charts.html",
-        stamp=stamp_of(found.phase, found.next_check_at, *traffic),
-        context=lambda: _chart_context(found),
+        stamp=stamp_of(rollout.phase, rollout.next_check_at, *traffic),
+        context=lambda: _chart_context(rollout),
     )
 
 
-def _chart_context(found: Rollout) -> dict[str, Any]:
-    since, until = selectors.chart_span(found, database_now())
+def _chart_context(rollout: Rollout) -> dict[str, Any]:
+    since, until = selectors.chart_span(rollout, database_now())
     arms = tuple(charts.ARM_COLOURS)
     points = series(
-        found.model.name,
+        rollout.model.name,
         since=since,
         until=until,
         by="variant",
         variants=arms,
-        split=str(found.pk),
+        split=str(rollout.pk),
     )
     checks = (ERROR_RATE, LATENCY, UNANSWERED)
-    answers = selectors.charted_evaluations(found, since, until, checks)
-    events = [event for event in selectors.timeline(found) if event.at <= until]
+    evaluations = selectors.charted_evaluations(rollout, since, until, checks)
+    events = [event for event in selectors.timeline(rollout) if event.at <= until]
     return {
-        "rollout": found,
+        "rollout": rollout,
         "has_traffic": bool(points),
         "errors_figure": charts.draw_error_rate(points, charts.ARM_COLOURS),
         "latency_figure": charts.draw_latency(points, charts.ARM_COLOURS),
-        "evidence_figure": charts.draw_evidence(answers),
+        "evidence_figure": charts.draw_evidence(evaluations),
         "share_figure": charts.draw_share(points, events, until),
     }

@@ -1,4 +1,4 @@
-"""The page of what holds rollouts back: freeze windows, the limit, quarantine."""
+"""The page of rollout rules: freeze windows, the limit, quarantine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from apps.rollouts.freeze_store import create_freeze, end_freeze, role_to_freeze
 from apps.rollouts.freezes import open_until
 from apps.rollouts.maintenance import concurrent_max, lift_quarantine, set_concurrent_max
 from apps.rollouts.models import FreezeWindow
-from apps.rollouts.rule_forms import FreezeForm, LimitForm, tell
+from apps.rollouts.rule_forms import FreezeForm, LimitForm, add_form_error
 from apps.rollouts.selectors.rules import allowed, count_places, quarantined, read_freezes
 
 QUARANTINE_PAGE = 25
@@ -46,8 +46,8 @@ def _render(
     now, user = database_now(), cast(User, request.user)
     operates, is_admin = allowed(user, Role.OPERATOR), has_role(user, None, Role.ADMIN)
     freeze = freeze or FreezeForm()
-    freeze.offer(is_admin, operates)
-    present = concurrent_max()
+    freeze.set_model_choices(is_admin, operates)
+    current_limit = concurrent_max()
     shown = Paginator(quarantined(), QUARANTINE_PAGE).get_page(request.GET.get("page"))
     context = {
         "now": now,
@@ -55,8 +55,8 @@ def _render(
         "freeze_form": freeze,
         "time_zones": sorted(available_timezones()),
         "can_freeze": is_admin or operates.models.exists(),
-        "limit": present,
-        "limit_form": limit or LimitForm(initial={"concurrent_max": present}),
+        "limit": current_limit,
+        "limit_form": limit or LimitForm(initial={"concurrent_max": current_limit}),
         "places": count_places(),
         "can_limit": is_admin,
         "quarantined": shown,
@@ -77,20 +77,20 @@ def _render(
 def freeze_new(request: PageRequest) -> HttpResponse:
     form = FreezeForm(request.POST)
     if form.is_valid():
-        asked, now = form.cleaned_data, database_now()
-        require_role(request.user, asked["model"], role_to_freeze(asked["model"]))
-        asked["starts_at"] = asked["starts_at"] or now
+        data, now = form.cleaned_data, database_now()
+        require_role(request.user, data["model"], role_to_freeze(data["model"]))
+        data["starts_at"] = data["starts_at"] or now
         try:
-            made = create_freeze(**asked, actor=actor_of(request), now=now)
+            window = create_freeze(**data, actor=actor_of(request), now=now)
         except InterlockError as error:
-            tell(form, error)
+            add_form_error(form, error)
         else:
-            messages.success(request, f"{_named(made)}: the freeze window is set.")
+            messages.success(request, f"{_scope(window)}: the freeze window is set.")
             return redirect("rules")
     return _render(request, freeze=form, status=400)
 
 
-def _named(window: FreezeWindow) -> str:
+def _scope(window: FreezeWindow) -> str:
     return window.model.name if window.model else "All models"
 
 
@@ -98,28 +98,30 @@ def _of_ending(window: FreezeWindow) -> Question:
     is_open = open_until(window, database_now()) is not None
     models = window.model.name if window.model else "all models"
     if not is_open:
-        text = f"Delete the freeze window of {models} ({window.reason})? It will not open any more."
+        text = f"Delete the freeze window of {models} ({window.reason})? It will not open."
     elif window.is_weekly:
-        text = f"Delete this weekly freeze window ({window.reason})? It ends now and does not come "
-        text += f"again. Rollouts of {models} go on at once."
+        text = f"Delete this weekly freeze window ({window.reason})? It ends now and does not "
+        text += f"recur. Rollouts of {models} continue at once."
     else:
-        text = f"End this freeze window ({window.reason}) now? Rollouts of {models} go on at once."
+        text = (
+            f"End this freeze window ({window.reason}) now? Rollouts of {models} continue at once."
+        )
     return Question(text, "End now" if is_open and not window.is_weekly else "Delete")
 
 
 @page
 @require_POST
 def freeze_end(request: PageRequest, pk: int) -> HttpResponse:
-    """End an open window now; delete one that is not open, or that comes again."""
+    """End an open window now; delete a weekly window or one that is not open."""
     window = get_object_or_404(FreezeWindow.objects.select_related("model"), pk=pk)
     require_role(request.user, window.model, role_to_freeze(window.model))
 
-    if asked := ask(request, _of_ending(window)):
-        return asked
+    if confirmation := ask(request, _of_ending(window)):
+        return confirmation
 
     def end() -> str:
         end_freeze(window=window, actor=actor_of(request), now=database_now())
-        return f"{_named(window)}: the freeze window ({window.reason}) holds no more."
+        return f"{_scope(window)}: the freeze window ({window.reason}) is ended."
 
     attempt(request, end)
     return go_to(request, "rules")
@@ -132,10 +134,10 @@ def limit(request: PageRequest) -> HttpResponse:
     form = LimitForm(request.POST)
     if not form.is_valid():
         return _render(request, limit=form, status=400)
-    asked = form.cleaned_data["concurrent_max"]
-    set_concurrent_max(limit=asked, actor=actor_of(request))
-    told = "Any number of rollouts" if asked is None else f"At most {asked} rollouts"
-    messages.success(request, f"{told} may be under way at once.")
+    value = form.cleaned_data["concurrent_max"]
+    set_concurrent_max(limit=value, actor=actor_of(request))
+    subject = "Any number of rollouts" if value is None else f"At most {value} rollouts"
+    messages.success(request, f"{subject} may be under way at once.")
     return redirect("rules")
 
 
@@ -143,16 +145,18 @@ def limit(request: PageRequest) -> HttpResponse:
 @require_POST
 def quarantine_lift(request: PageRequest, name: str, number: int) -> HttpResponse:
     versions = ModelVersion.objects.select_related("model")
-    found = get_object_or_404(versions, model__name=name, number=number)
-    require_role(request.user, found.model, Role.OPERATOR)
+    version = get_object_or_404(versions, model__name=name, number=number)
+    require_role(request.user, version.model, Role.OPERATOR)
     reason = request.POST.get("reason", "").strip()[:REASON_MAX]
     try:
-        lift_quarantine(version=found, reason=reason, actor=actor_of(request))
+        lift_quarantine(version=version, reason=reason, actor=actor_of(request))
     except Invalid as error:
-        told = error.message.removeprefix("reason: ").capitalize()
-        return _render(request, lift_refused=(found.pk, told), status=400)
+        refusal = error.message.removeprefix("reason: ").capitalize()
+        return _render(request, lift_refused=(version.pk, refusal), status=400)
     except InterlockError as error:
         messages.error(request, error.message)
     else:
-        messages.success(request, f"{found} is out of quarantine: it needs no override any more.")
+        messages.success(
+            request, f"The quarantine of {version} is lifted. It needs no override any more."
+        )
     return redirect("rules")

@@ -1,4 +1,4 @@
-"""Pages about what serves: the overview, a model, and going back at once."""
+"""Pages of the overview and of a model, and the instant rollback."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def overview(request: PageRequest) -> HttpResponse:
 @page
 @require_safe
 def model(request: PageRequest, name: str) -> HttpResponse:
-    found = get_object_or_404(list_models(), name=name)
+    model = get_object_or_404(list_models(), name=name)
     now = database_now()
 
     def context() -> dict[str, Any]:
         return {
             "now": now,
-            **_model_context(request, found, now),
-            **({} if request.htmx else _still_context(request, found, now)),
+            **_model_context(request, model, now),
+            **({} if request.htmx else _static_context(request, model, now)),
         }
 
     return render_live(
@@ -74,46 +74,48 @@ def model(request: PageRequest, name: str) -> HttpResponse:
         template="models/model.html",
         fragment="models/_model.html",
         stamp=stamp_of(
-            *serving.model_stamp(found),
-            *minute_stamp(now, found.name),
-            *shadows_stamp(found.name, now),
+            *serving.model_stamp(model),
+            *minute_stamp(now, model.name),
+            *shadows_stamp(model.name, now),
         ),
         context=context,
     )
 
 
-def _model_context(request: PageRequest, found: RegisteredModel, now: datetime) -> dict[str, Any]:
-    history = list(rollouts_of(found)[:HISTORY_MAX])
-    traffic = last_minute(now, found.name).get(found.name, {})
-    shares = shares_of(found)
+def _model_context(request: PageRequest, model: RegisteredModel, now: datetime) -> dict[str, Any]:
+    history = list(rollouts_of(model)[:HISTORY_MAX])
+    traffic = last_minute(now, model.name).get(model.name, {})
+    shares = shares_of(model)
     shows_archived = request.GET.get("archived") == "1"
     return {
         "shows_archived": shows_archived,
-        "archived_count": found.versions.filter(state=RegistryState.ARCHIVED).count(),
-        "model": found,
+        "archived_count": model.versions.filter(state=RegistryState.ARCHIVED).count(),
+        "model": model,
         "shares": shares,
         "versions": [
             (version, traffic.get(str(version.number)), _share_of(shares, version.number))
-            for version in list_versions(found, archived=shows_archived)
+            for version in list_versions(model, archived=shows_archived)
         ],
         "rollout": next((rollout for rollout in history if rollout.is_live), None),
         "history": history,
-        "refused": list_refused(found.name),
-        "shadows": recent_shadows(found.name, now),
+        "refused": list_refused(model.name),
+        "shadows": recent_shadows(model.name, now),
         "has_cache_hits": any(each.cache_hits for each in traffic.values()),
-        "can_operate": has_role(request.user, found, Role.OPERATOR),
-        "can_configure": has_role(request.user, found, Role.ADMIN),
+        "can_operate": has_role(request.user, model, Role.OPERATOR),
+        "can_configure": has_role(request.user, model, Role.ADMIN),
     }
 
 
-def _still_context(request: PageRequest, found: RegisteredModel, now: datetime) -> dict[str, Any]:
-    """What stands outside the fragment that is polled: charts, and the form that goes back."""
-    may_go_back = has_role(request.user, found, Role.OPERATOR) and not hasattr(found, "live_split")
-    ways_back = serving.ways_back(found) if may_go_back and found.stable else []
+def _static_context(request: PageRequest, model: RegisteredModel, now: datetime) -> dict[str, Any]:
+    """Return the context outside of the polled fragment: charts and the rollback form."""
+    may_roll_back = has_role(request.user, model, Role.OPERATOR) and not hasattr(
+        model, "live_split"
+    )
+    targets = serving.rollback_targets(model) if may_roll_back and model.stable else []
     return {
-        **_chart_context(request, found, now),
-        "ways_back": ways_back,
-        "any_quarantined": any(way.quarantine for way in ways_back),
+        **_chart_context(request, model, now),
+        "rollback_targets": targets,
+        "any_quarantined": any(target.quarantine for target in targets),
     }
 
 
@@ -124,25 +126,25 @@ def _share_of(shares: list[Any], number: int) -> int:
 @page
 @require_safe
 def model_charts(request: PageRequest, name: str) -> HttpResponse:
-    found = get_object_or_404(list_models(), name=name)
+    model = get_object_or_404(list_models(), name=name)
     now = database_now()
     return render_live(
         request,
         template="models/_model_charts.html",
         fragment="models/_model_charts.html",
-        stamp=stamp_of(request.GET.get("span"), *minute_stamp(now, found.name)),
-        context=lambda: {"model": found, **_chart_context(request, found, now)},
+        stamp=stamp_of(request.GET.get("span"), *minute_stamp(now, model.name)),
+        context=lambda: {"model": model, **_chart_context(request, model, now)},
     )
 
 
-def _chart_context(request: PageRequest, found: RegisteredModel, now: datetime) -> dict[str, Any]:
+def _chart_context(request: PageRequest, model: RegisteredModel, now: datetime) -> dict[str, Any]:
     form = ChartSpanForm(request.GET)
     span = form.cleaned_data["span"] if form.is_valid() else next(iter(CHART_SPANS))
     since = now - timedelta(minutes=int(span))
-    points = series(found.name, since=since, until=now, by="version_number")
-    shares = shares_of(found)
+    points = series(model.name, since=since, until=now, by="version_number")
+    shares = shares_of(model)
     canary = next((share.version for share in shares if share.variant == "canary"), None)
-    stable = str(found.stable.number) if found.stable else None
+    stable = str(model.stable.number) if model.stable else None
     colours = charts.colours_of({point.arm for point in points}, stable, canary)
     return {
         "span": span,
@@ -157,42 +159,42 @@ def _chart_context(request: PageRequest, found: RegisteredModel, now: datetime) 
 @page
 @require_POST
 def rollback(request: PageRequest, name: str) -> HttpResponse:
-    """Go back to the version before at once, or to the earlier one that is named."""
+    """Roll back at once to the previous version, or to the given earlier one."""
     models = RegisteredModel.objects.select_related("stable", "previous_stable")
-    found = get_object_or_404(models, name=name)
-    require_role(request.user, found, Role.OPERATOR)
+    model = get_object_or_404(models, name=name)
+    require_role(request.user, model, Role.OPERATOR)
 
-    named = _named_version(found, request.POST.get("version", ""))
-    target = named or found.previous_stable
-    if found.stable and target:
+    named = _named_version(model, request.POST.get("version", ""))
+    target = named or model.previous_stable
+    if model.stable and target:
         text = (
-            f"Roll back {name} from version {found.stable.number} to version {target.number}? All "
-            f"traffic moves at once, without steps and checks, and version {found.stable.number} "
+            f"Roll back {name} from version {model.stable.number} to version {target.number}? All "
+            f"traffic moves at once, without steps and checks, and version {model.stable.number} "
             "goes into quarantine."
         )
-        if asked := ask(request, Question(text, f"Roll back to {target.number}")):
-            return asked
+        if confirmation := ask(request, Question(text, f"Roll back to {target.number}")):
+            return confirmation
 
-    def go() -> str:
+    def act() -> str:
         rollout = services.rollback_model(
-            model=found,
+            model=model,
             actor=actor_of(request),
             now=database_now(),
             reason=request.POST.get("reason", "")[:500],
             to=named,
             overrides=request.POST.getlist("override"),
         )
-        return f"{found.name} goes back to version {rollout.target.number}."
+        return f"{model.name} is being rolled back to version {rollout.target.number}."
 
-    attempt(request, go)
+    attempt(request, act)
     return go_to(request, "model", name)
 
 
-def _named_version(found: RegisteredModel, number: str) -> ModelVersion | None:
-    """Return the version of that number; None for no number. Raises NotFound."""
+def _named_version(model: RegisteredModel, number: str) -> ModelVersion | None:
+    """Return the version with that number; None without a number. Raises NotFound."""
     if not number:
         return None
-    version = found.versions.filter(number=int(number[:9])).first() if number.isdecimal() else None
+    version = model.versions.filter(number=int(number[:9])).first() if number.isdecimal() else None
     if version is None:
-        raise NotFound(f"{found.name} has no version {number!r}.")
+        raise NotFound(f"{model.name} has no version {number!r}.")
     return version

@@ -1,6 +1,6 @@
-"""Pages of tenants: who may ask for predictions, how much, and with which API keys.
+"""Pages of tenants, quotas and API keys.
 
-A key is shown once, in the answer that made it.
+A key is shown only once, in the response that created it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from apps.rollouts.serving_forms import KeyForm, QuotaForm, TenantForm
 @page
 @require_http_methods(["GET", "HEAD", "POST"])
 def tenant_list(request: PageRequest) -> HttpResponse:
-    """List the tenants (GET) or make one (POST)."""
+    """List the tenants (GET) or create one (POST)."""
     if request.method != "POST":
         return _render_list(request, TenantForm())
     require_role(request.user, None, Role.ADMIN)
@@ -35,13 +35,13 @@ def tenant_list(request: PageRequest) -> HttpResponse:
     if not form.is_valid():
         return _render_list(request, form, status=400)
     try:
-        made = tenants.create_tenant(
+        created = tenants.create_tenant(
             **form.cleaned_data, actor=actor_of(request), now=database_now()
         )
     except InterlockError as error:
         return _render_list(request, form, refusal=error.message, status=error.status)
-    messages.success(request, f"Tenant {made.name} is made. It needs an API key now.")
-    return redirect("tenant", name=made.name)
+    messages.success(request, f"Tenant {created.name} is created. Create an API key for it next.")
+    return redirect("tenant", name=created.name)
 
 
 def _render_list(
@@ -64,34 +64,34 @@ def _render_list(
 @require_http_methods(["GET", "HEAD", "POST"])
 def tenant(request: PageRequest, name: str) -> HttpResponse:
     """Show a tenant (GET) or change its quota (POST)."""
-    found = get_object_or_404(Tenant, name=name)
+    tenant = get_object_or_404(Tenant, name=name)
     if request.method != "POST":
-        return _render_tenant(request, found)
+        return _render_tenant(request, tenant)
     require_role(request.user, None, Role.ADMIN)
-    # The form writes what was typed into the row that it is given: it gets one of its own.
-    form = QuotaForm(request.POST, instance=Tenant.objects.get(pk=found.pk))
+    # The form writes the values into its instance, so it gets a copy of the row.
+    form = QuotaForm(request.POST, instance=Tenant.objects.get(pk=tenant.pk))
     if not form.is_valid():
-        return _render_tenant(request, found, form=form, status=400)
+        return _render_tenant(request, tenant, form=form, status=400)
 
     def change() -> str:
         actor, now = actor_of(request), database_now()
-        tenants.change_quota(tenant=found, **form.cleaned_data, actor=actor, now=now)
+        tenants.change_quota(tenant=tenant, **form.cleaned_data, actor=actor, now=now)
         return f"The quota of {name} is changed."
 
     if error := attempt(request, change):
-        return _render_tenant(request, found, form=form, status=error.status)
+        return _render_tenant(request, tenant, form=form, status=error.status)
     return redirect("tenant", name=name)
 
 
 def _render_tenant(
-    request: PageRequest, found: Tenant, *, status: int = 200, **more: Any
+    request: PageRequest, tenant: Tenant, *, status: int = 200, **more: Any
 ) -> HttpResponse:
-    keys = list(found.keys.order_by("-id"))
+    keys = list(tenant.keys.order_by("-id"))
     context = {
-        "tenant": found,
+        "tenant": tenant,
         "active": [key for key in keys if key.revoked_at is None],
         "revoked": [key for key in keys if key.revoked_at is not None],
-        "form": QuotaForm(instance=found),
+        "form": QuotaForm(instance=tenant),
         "key_form": KeyForm(),
         "key_required": tenants.is_key_required(),
         "can_edit": has_role(request.user, None, Role.ADMIN),
@@ -101,8 +101,7 @@ def _render_tenant(
 
 
 ANSWER = Question(
-    "Answer requests that bring no API key? They are counted as nobody's, and no quota holds for "
-    "them.",
+    "Answer requests without an API key? They belong to no tenant, and no quota applies to them.",
     "Answer them",
 )
 
@@ -110,17 +109,16 @@ ANSWER = Question(
 def _of_requiring() -> Question:
     active = ApiKey.objects.filter(revoked_at=None).count()
     keys = f"{active} active key{'' if active == 1 else 's'}"
-    text = f"Refuse requests that bring no API key? Whoever shows none of the {keys} is refused "
-    text += "with 401, at once."
+    text = f"Refuse requests without an API key? Requests with none of the {keys} get 401 at once."
     return Question(text, "Refuse them")
 
 
 def _of_revoking(key: ApiKey) -> Question:
     is_last = key.tenant.keys.filter(revoked_at=None).exclude(pk=key.pk).count() == 0
     text = f"Revoke API key {key.name} (…{key.hint})? Applications that use it are refused within "
-    text += "seconds, and it cannot be given back."
+    text += "seconds. This cannot be undone."
     if is_last and tenants.is_key_required():
-        text += " It is the tenant's last one."
+        text += " It is the last key of the tenant."
     return Question(text, f"Revoke {key.name}")
 
 
@@ -128,15 +126,15 @@ def _of_revoking(key: ApiKey) -> Question:
 @never_cache
 @require_POST
 def key_create(request: PageRequest, name: str) -> HttpResponse:
-    """Make an API key, which stands on this answer only."""
+    """Create an API key; only this response shows it."""
     require_role(request.user, None, Role.ADMIN)
-    found = get_object_or_404(Tenant, name=name)
+    tenant = get_object_or_404(Tenant, name=name)
     form = KeyForm(request.POST)
     if not form.is_valid():
-        return _render_tenant(request, found, key_form=form, status=400)
+        return _render_tenant(request, tenant, key_form=form, status=400)
     actor, now = actor_of(request), database_now()
-    made, secret = tenants.create_key(tenant=found, actor=actor, now=now, **form.cleaned_data)
-    return _render_tenant(request, found, made=made, secret=secret, status=201)
+    key, secret = tenants.create_key(tenant=tenant, actor=actor, now=now, **form.cleaned_data)
+    return _render_tenant(request, tenant, key=key, secret=secret, status=201)
 
 
 @page
@@ -144,10 +142,10 @@ def key_create(request: PageRequest, name: str) -> HttpResponse:
 def key_revoke(request: PageRequest, name: str, pk: int) -> HttpResponse:
     require_role(request.user, None, Role.ADMIN)
     key = get_object_or_404(ApiKey, pk=pk, tenant__name=name)
-    if asked := ask(request, _of_revoking(key)):
-        return asked
+    if confirmation := ask(request, _of_revoking(key)):
+        return confirmation
     tenants.revoke_key(key=key, actor=actor_of(request), now=database_now())
-    messages.success(request, f"API key {key.name} is revoked: it opens nothing any more.")
+    messages.success(request, f"API key {key.name} is revoked.")
     return go_to(request, "tenant", name)
 
 
@@ -155,13 +153,13 @@ def key_revoke(request: PageRequest, name: str, pk: int) -> HttpResponse:
 @require_POST
 def tenant_delete(request: PageRequest, name: str) -> HttpResponse:
     require_role(request.user, None, Role.ADMIN)
-    found = get_object_or_404(Tenant, name=name)
-    active = found.keys.filter(revoked_at=None).count()
-    text = f"Delete tenant {name}? API keys of it that will be refused at once: {active}."
-    if asked := ask(request, Question(text, f"Delete {name}")):
-        return asked
-    tenants.delete_tenant(tenant=found, actor=actor_of(request), now=database_now())
-    messages.success(request, f"Tenant {name} is deleted, with its API keys.")
+    tenant = get_object_or_404(Tenant, name=name)
+    active = tenant.keys.filter(revoked_at=None).count()
+    text = f"Delete tenant {name}? Its active API keys ({active}) are refused at once."
+    if confirmation := ask(request, Question(text, f"Delete {name}")):
+        return confirmation
+    tenants.delete_tenant(tenant=tenant, actor=actor_of(request), now=database_now())
+    messages.success(request, f"Tenant {name} and its API keys are deleted.")
     return go_to(request, "tenant-list")
 
 
@@ -170,8 +168,8 @@ def tenant_delete(request: PageRequest, name: str) -> HttpResponse:
 def key_required(request: PageRequest) -> HttpResponse:
     require_role(request.user, None, Role.ADMIN)
     required = request.POST.get("required") == "1"
-    if asked := ask(request, _of_requiring() if required else ANSWER):
-        return asked
+    if confirmation := ask(request, _of_requiring() if required else ANSWER):
+        return confirmation
 
     def change() -> str:
         tenants.require_keys(required=required, actor=actor_of(request), now=database_now())

@@ -6,7 +6,7 @@ from django.db import transaction
 
 from apps.lib.clock import database_now
 from apps.rollouts.models import Rollout
-from apps.rollouts.phases import enter_step, move
+from apps.rollouts.phases import enter_step, set_phase
 from apps.rollouts.services import promote_now
 from apps.rollouts.states import Phase
 from apps.rollouts.tick import tick_rollouts
@@ -26,7 +26,7 @@ def pass_step(rollout: Rollout) -> None:
 
 @transaction.atomic
 def pause(rollout: Rollout, reason: str) -> None:
-    move(rollout, Phase.PAUSED, reason, ANNA, database_now())
+    set_phase(rollout, Phase.PAUSED, reason, ANNA, database_now())
 
 
 def promoted() -> Rollout:

@@ -117,7 +117,7 @@ def test_it_needs_no_script_and_asks_why_afterwards(visit: Visit) -> None:
 
     expect(page.locator("#live")).to_contain_text("wrong labels")
     rollout.refresh_from_db()
-    assert (rollout.lacks_reason, rollout.reason) == (False, "aborted by hand: wrong labels")
+    assert (rollout.lacks_reason, rollout.reason) == (False, "aborted manually: wrong labels")
     assert "wrong labels" in Quarantine.objects.get().reason
     assert RolloutEvent.objects.latest("id").reason == "wrong labels"
 

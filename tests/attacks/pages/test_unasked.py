@@ -148,7 +148,7 @@ def test_a_stale_promotion_is_refused_and_not_asked(visit: Visit) -> None:
 
     press(page, "promote-now")
 
-    expect(page.locator(".notice.bad", has_text="moved on meanwhile")).to_be_visible()
+    expect(page.locator(".notice.bad", has_text="changed in the meantime")).to_be_visible()
     assert unchanged(rollout, before)
 
 
@@ -163,7 +163,7 @@ def test_an_open_dialog_shows_that_the_state_has_changed(visit: Visit) -> None:
 
     expect(page.locator("#confirm-changed")).to_contain_text("could not decide")
     page.locator("#confirm-yes").click()
-    expect(page.locator(".notice.bad", has_text="moved on meanwhile")).to_be_visible()
+    expect(page.locator(".notice.bad", has_text="changed in the meantime")).to_be_visible()
     rollout.refresh_from_db()
     assert rollout.phase == Phase.PAUSED
 
@@ -186,7 +186,7 @@ def test_two_people_see_each_others_action_within_two_seconds(visit: Visit, view
 def _seen_after(actor: Page, watcher: Page, button: str) -> float:
     """Return the seconds between the actor's and another person's view of the action."""
     actor.locator(f"#{button}").click()
-    words = re.compile(f"{button}d by hand", re.IGNORECASE)
+    words = re.compile(f"{button}d manually", re.IGNORECASE)
     actor.locator("#live", has_text=words).wait_for()
     acted = time.monotonic()
     watcher.locator("#live", has_text=words).wait_for()
