@@ -89,7 +89,9 @@ class Judgement:
     gain: float | None
 
 
-def judge_outcome(check: CheckDocument, observed: Observation, settings: CheckSettings) -> CheckResult:
+def judge_outcome(
+    check: CheckDocument, observed: Observation, settings: CheckSettings
+) -> CheckResult:
     """Return a pass above −margin, a fail below it, else no decision; valid at every look.
 
     A pass uses the one-sided level `alpha_promote`, a fail `alpha` divided by the guardrails.

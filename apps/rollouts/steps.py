@@ -18,7 +18,7 @@ from apps.models.models import Deployment
 from apps.models.services import deploy_version, release_split
 from apps.models.states import DeploymentState
 from apps.rollouts.breaker_trips import trip_of_target
-from apps.rollouts.decisions import Action, JudgedCheck, Decision
+from apps.rollouts.decisions import Action, Decision, JudgedCheck
 from apps.rollouts.evaluation import evaluate, next_evaluation_at
 from apps.rollouts.fleet_status import Roster, ahead_reason
 from apps.rollouts.limits import queue_reason

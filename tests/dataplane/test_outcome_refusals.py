@@ -24,7 +24,9 @@ from tests.dataplane.worlds import until
 
 RULES = {
     "converted": MetricRule(is_binary=True),
-    "latency": MetricRule(refusal="the data plane measures latency itself; outcomes are not accepted"),
+    "latency": MetricRule(
+        refusal="the data plane measures latency itself; outcomes are not accepted"
+    ),
     "revenue": MetricRule(),
 }
 LEAP = "2016-12-31T23:59:60Z"

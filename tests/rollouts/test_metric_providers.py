@@ -199,7 +199,7 @@ def test_only_due_rollouts_are_queried(settings: Any) -> None:
     assert has_queries(rollout, next_check_at=now - soon)
     assert not has_queries(rollout, next_check_at=now + soon)
     assert not has_queries(rollout, next_check_at=None)
-    move(rollout, Phase.PAUSED, "look", ANNA, now)
+    set_phase(rollout, Phase.PAUSED, "look", ANNA, now)
     assert has_queries(rollout, next_check_at=None)
     assert not has_queries(rollout, next_check_at=now - soon, phase=Phase.PROMOTING)
 

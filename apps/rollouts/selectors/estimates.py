@@ -86,9 +86,8 @@ def times_of_model(plan: PlanDocument, model: RegisteredModel, now: datetime) ->
             continue
         last_span_s = traffic.span_s
         is_whole = traffic.span_s >= 0.9 * reach.total_seconds()
-        times.append(
-            time_of(plan, traffic, name if is_whole else f"the last {format_duration(traffic.span_s)}")
-        )
+        period = name if is_whole else f"the last {format_duration(traffic.span_s)}"
+        times.append(time_of(plan, traffic, period))
     return times
 
 
