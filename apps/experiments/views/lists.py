@@ -34,7 +34,7 @@ def experiment_list(request: PageRequest) -> HttpResponse:
         "rows": rows,
         "shown": shown,
         "notices": backlog_notices({"backlog": read_result_backlog()}),
-        "is_filtered": any(filters.values()),
-        "filter_query": f"{filters.urlencode()}&" if filters else "",
+        "is_filtered": any(query.values()),
+        "filter_query": f"{query.urlencode()}&" if query else "",
     }
     return render(request, "experiments/list.html", context)
