@@ -21,7 +21,7 @@ from cli.parsing import add_command, add_group
 from cli.show import show_json, show_rows
 from cli.waiting import POLL_S, add_waiting
 
-COLUMNS = ["id", "filename", "state", "rows", "recorded", "duplicates", "strangers"]
+COLUMNS = ["id", "filename", "state", "rows", "recorded", "duplicates", "unexposed"]
 REFUSED = ["row", "event_id", "metric", "reason"]
 COUNTS = ["metric_name", "reason", "sender", "via", "count", "last_at"]
 UPLOAD_WITHIN_S = 600.0

@@ -70,7 +70,7 @@ def _share(percent: float | None) -> float | None:
 
 
 def _print_plan(options: argparse.Namespace, result: Mapping[str, Any]) -> None:
-    print(f"traffic: {result['traffic']['told']}")
+    print(f"traffic: {result['traffic']['summary']}")
     if result["reason"]:
         print(f"no size: {result['reason']}")
         return

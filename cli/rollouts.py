@@ -86,9 +86,9 @@ def _print_durations(client: Client, options: argparse.Namespace) -> int:
     if not times:
         print(f"{options.model} had no traffic in the last week: the duration is unknown")
     for time in times:
-        print(f"plan {plan}, {time['rate']} ({time['period']}): {time['told']}")
+        print(f"plan {plan}, {time['rate']} ({time['period']}): {time['summary']}")
         for step in time["steps"]:
-            print(f"  {step['number']}. {step['weight_bp'] / 100:g} %: {step['told']}")
+            print(f"  {step['number']}. {step['weight_bp'] / 100:g} %: {step['summary']}")
     return EXIT_OK
 
 

@@ -438,7 +438,7 @@ class OutcomeImport(models.Model):
     recorded = models.PositiveBigIntegerField(default=0)
     duplicates = models.PositiveBigIntegerField(default=0)
     # Outcomes of units without an exposure to an experiment still analysed at the time.
-    strangers = models.PositiveBigIntegerField(default=0)
+    unexposed = models.PositiveBigIntegerField(default=0)
     # {reason: count}; the rows themselves are `RefusedRow`s.
     refused = models.JSONField(default=dict)
     actor = models.CharField(max_length=150)

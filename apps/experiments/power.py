@@ -222,12 +222,12 @@ def _days(traffic: Traffic | None, units: int | None) -> float | None:
 def _traffic_json(traffic: Traffic | None) -> dict[str, Any]:
     if traffic is None:
         summary = "no data plane has reported units of this model yet; days are unknown"
-        return {"units_a_day": None, "growth": None, "hours": 0, "told": summary}
+        return {"units_a_day": None, "growth": None, "hours": 0, "summary": summary}
     return {
         "units_a_day": traffic.a_day,
         "growth": traffic.growth,
         "hours": traffic.hours,
-        "told": traffic.summary,
+        "summary": traffic.summary,
     }
 
 

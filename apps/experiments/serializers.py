@@ -350,7 +350,7 @@ class PowerSerializer(serializers.Serializer[Any]):
     level = serializers.FloatField(help_text="Significance level of one reading of one treatment.")
     power = serializers.FloatField()
     planned_units = serializers.IntegerField()
-    traffic = serializers.JSONField(help_text="units_a_day, growth, hours, told")
+    traffic = serializers.JSONField(help_text="units_a_day, growth, hours, summary")
     baseline = serializers.JSONField(help_text="mean, sd, skewness, source; null if unknown")
     reason = serializers.CharField(help_text="Why sizes are missing.")
     note = serializers.CharField(
@@ -423,8 +423,7 @@ class OutcomeReportSerializer(serializers.Serializer[Any]):
         help_text="Outcomes whose `event_id` is already recorded."
     )
     refused = RefusedOutcomeSerializer(many=True)
-    strangers = serializers.ListField(
-        source="unexposed",
+    unexposed = serializers.ListField(
         child=serializers.IntegerField(),
         help_text="Positions of outcomes whose unit has no exposure to an experiment still "
         "analysed. They are stored, and count once the unit has one.",

@@ -341,7 +341,7 @@ def enqueue_result_events(
 
     Call it in the transaction that stores the return value, with the experiment's row locked.
     """
-    sent = list(experiment.result.get("told", ()))
+    sent = list(experiment.result.get("sent_events", ()))
     ratio = result.get("sample_ratio") or {}
     occurrences = {
         "experiment.significant": bool(result.get("is_significant")),
@@ -352,4 +352,4 @@ def enqueue_result_events(
             sent.append(event)
             reason = ratio.get("reason") if event.endswith("mismatch") else result.get("verdict")
             enqueue_event(experiment, event, INTERLOCK, now, str(reason))
-    return {**result, "told": sent}
+    return {**result, "sent_events": sent}

@@ -71,7 +71,7 @@ class Refusal(models.Model):
         REVOKED = "revoked", "its token was revoked, or has expired"
         FOREIGN = "foreign", "it is of another instance than its token"
         SECOND = "second", "another instance of that name is live"
-        OLD = "old", "it was sealed too long ago to be told from a repetition"
+        OLD = "old", "it was signed too long ago to rule out a replay"
 
     instance = models.CharField(max_length=100, blank=True)
     # A stream, or `report` or `routing-table` for REST.

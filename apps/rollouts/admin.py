@@ -176,5 +176,5 @@ class ServingChangeAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
 
 @admin.register(TrafficAlarm)
 class TrafficAlarmAdmin(ReadOnly, ModelAdmin):  # type: ignore[misc]
-    list_display = ["last_at", "kind", "model_name", "version_number", "instance", "told"]
+    list_display = ["last_at", "kind", "model_name", "version_number", "instance", "reason"]
     list_filter = ["kind"]

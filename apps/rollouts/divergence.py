@@ -212,8 +212,8 @@ def _record(finding: Finding, now: datetime) -> tuple[TrafficAlarm, bool]:
         model_name=traffic.model_name,
         version_number=traffic.version_number,
         generation=traffic.generation,
-        defaults={"told": finding.reason, "last_at": now},
-        create_defaults={"told": finding.reason, "last_at": now, "first_at": now},
+        defaults={"reason": finding.reason, "last_at": now},
+        create_defaults={"reason": finding.reason, "last_at": now, "first_at": now},
     )
     if is_new:
         log.error("traffic.%s %s", finding.kind, finding.reason)
@@ -221,7 +221,7 @@ def _record(finding: Finding, now: datetime) -> tuple[TrafficAlarm, bool]:
             actor=INTERLOCK,
             action=f"traffic.{finding.kind}",
             target=f"{traffic.model_name}:{traffic.version_number}",
-            after={"told": finding.reason},
+            after={"reason": finding.reason},
         )
         _notify(finding, now)
         _pause(finding, now)

@@ -442,7 +442,7 @@ class TrafficAlarm(models.Model):
     model_name = models.CharField(max_length=100)
     version_number = models.CharField(max_length=20)
     generation = models.BigIntegerField()
-    told = models.TextField()
+    reason = models.TextField()
     first_at = models.DateTimeField()
     last_at = models.DateTimeField()
 

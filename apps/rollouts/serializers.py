@@ -128,7 +128,7 @@ class StepTimeSerializer(serializers.Serializer[Any]):
     weight_bp = serializers.IntegerField()
     expected_s = serializers.FloatField(allow_null=True)
     is_in_time = serializers.BooleanField()
-    told = serializers.CharField(source="summary")
+    summary = serializers.CharField()
 
 
 class PlanTimeSerializer(serializers.Serializer[Any]):
@@ -140,7 +140,7 @@ class PlanTimeSerializer(serializers.Serializer[Any]):
     error_rate = serializers.FloatField()
     expected_s = serializers.FloatField(allow_null=True)
     can_decide = serializers.BooleanField()
-    told = serializers.CharField(source="summary")
+    summary = serializers.CharField()
     steps = StepTimeSerializer(many=True)
 
 

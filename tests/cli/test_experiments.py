@@ -248,7 +248,7 @@ PLAN: dict[str, Any] = {
     "metric": "accuracy",
     "power": 0.8,
     "reason": "",
-    "traffic": {"told": "1,000 different units in the last 24 hours"},
+    "traffic": {"summary": "1,000 different units in the last 24 hours"},
     "baseline": {"mean": 0.1, "sd": None, "source": "control of past"},
     "effect": 0.02,
     "effect_relative": 0.2,

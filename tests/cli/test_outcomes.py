@@ -15,7 +15,7 @@ from cli.client import Client
 
 DONE: dict[str, Any] = {
     "id": "i1", "filename": "o.csv", "state": "done", "error": "", "rows": 3, "recorded": 2,
-    "duplicates": 1, "strangers": 0, "refused": {},
+    "duplicates": 1, "unexposed": 0, "refused": {},
 }  # fmt: skip
 REFUSED = {
     "results": [{"row": 3, "event_id": "e", "metric": "m", "reason": "value is not a number"}]

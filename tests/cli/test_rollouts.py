@@ -84,8 +84,8 @@ def test_a_started_rollout_is_printed(
 TIME = {
     "period": "the last day",
     "rate": "3 requests per hour",
-    "told": "it would pause for a person in step 1",
-    "steps": [{"number": 1, "weight_bp": 500, "told": "about 280 days"}],
+    "summary": "it would pause for a person in step 1",
+    "steps": [{"number": 1, "weight_bp": 500, "summary": "about 280 days"}],
 }
 
 

@@ -229,7 +229,7 @@ def test_other_rows_are_deleted_by_age() -> None:
     where = {"instance": "i", "model_name": "m", "version_number": "1", "generation": 1}
     Instance.objects.create(name="i", boot="b", reported_at=long_ago)
     BreakerTripRecord.objects.create(boot="b", count=1, **where, **at)
-    TrafficAlarm.objects.create(kind="leak", told="t", **where, **at)
+    TrafficAlarm.objects.create(kind="leak", reason="t", **where, **at)
     RefusedOutcomes.objects.create(metric_name="m", reason="r", last_at=long_ago)
     UnitCount.objects.create(model=model, hour=long_ago, smallest=[])
     Session.objects.create(session_key="k", session_data="", expire_date=long_ago)

@@ -337,13 +337,13 @@ def test_outcomes_of_unexposed_units_are_stored_and_reported(operator: APIClient
 
     report = operator.post(f"{ROOT}/outcomes/", {"outcomes": rows}).json()
 
-    assert (report["recorded"], report["strangers"]) == (2, [1])
+    assert (report["recorded"], report["unexposed"]) == (2, [1])
     assert [refusal["index"] for refusal in report["refused"]] == [2]
 
     Experiment.objects.update(state="completed", refresh_due_at=None)
     after = operator.post(f"{ROOT}/outcomes/", {"outcomes": [row("d", unit_id="known")]}).json()
 
-    assert after["strangers"] == [0]
+    assert after["unexposed"] == [0]
 
 
 @pytest.mark.parametrize(

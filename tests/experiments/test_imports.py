@@ -81,7 +81,7 @@ def test_rows_are_recorded_once_and_unexposed_units_counted(directory: Path) -> 
     again = imported(directory, text_of(*good(4)))
 
     assert (first.state, first.rows, first.recorded, first.duplicates) == ("done", 4, 3, 1)
-    assert first.strangers == 3
+    assert first.unexposed == 3
     assert (again.recorded, again.duplicates) == (1, 3)
     assert OutcomeRow.objects.count() == 4
     assert not path_of(first.pk).exists()
@@ -207,7 +207,7 @@ def test_a_file_may_hold_request_ids(directory: Path, kind: str) -> None:
 
     row = imported(directory, path.read_bytes())
 
-    assert (row.recorded, row.strangers) == (2, 1)
+    assert (row.recorded, row.unexposed) == (2, 1)
     assert row.refused == {"request_id is not the id of a prediction": 1}
     assert {row.unit for row in OutcomeRow.objects.all()} == {"", "u1"}
 

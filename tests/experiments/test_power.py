@@ -50,7 +50,7 @@ def test_each_reading_gets_half_of_alpha() -> None:
     assert 2 * 4_600 < fixed < 2 * 4_700
     assert 1.4 < sequential / fixed < 1.7
     assert plan["sizes"][0]["days"] is None
-    assert "no data plane" in plan["traffic"]["told"]
+    assert "no data plane" in plan["traffic"]["summary"]
 
 
 def test_the_baseline_is_control_of_the_last_experiment() -> None:

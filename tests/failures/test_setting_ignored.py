@@ -22,6 +22,6 @@ def test_a_share_without_effect_raises_an_alarm() -> None:
     of = {"split": str(rollout.pk), "generation": rollout.generation, "at": at}
     send("digits", 1, units=2_000, requests=2_000, interval_started_at=at, **of)
     assert len(watch_traffic(database_now())) == 1
-    reason = TrafficAlarm.objects.get().told
+    reason = TrafficAlarm.objects.get().reason
     assert "traffic on instance i-1 does not match the split" in reason
     assert "the canary got 0 of 2,000 exposures, 100 expected" in reason

@@ -55,9 +55,9 @@ def last_step(plan: PlanDocument, seed: int) -> list[Interval]:
 def test_a_slower_day_rolls_no_version_back(plan: PlanDocument, actions: set[str]) -> None:
     actions_taken = set()
     for seed in range(5):
-        asked = StepInputs(plan, len(plan.steps) - 1, last_step(plan, seed), REFERENCE, 5_000)
+        inputs = StepInputs(plan, len(plan.steps) - 1, last_step(plan, seed), REFERENCE, 5_000)
         checks = plan.steps[-1].check_documents
-        answers = [JudgedCheck(c, r) for c, r in zip(checks, judge_checks(asked), strict=True)]
+        answers = [JudgedCheck(c, r) for c, r in zip(checks, judge_checks(inputs), strict=True)]
         clock = StepClock(START, START + timedelta(days=1))
         actions_taken.add(decide_step(answers, StepFacts(clock, START, 1_000, 0)).action.value)
     assert Action.ROLL_BACK.value not in actions_taken

@@ -63,10 +63,10 @@ def first_decision(
         if at < due or len(frozen) % looks:
             continue
         fresh = is_fresh(frozen, 0, needs_control=True, interval_s=interval_s, now=at)
-        asked = StepInputs(plan, 0, pool_sparse(frozen), REFERENCE, 500, is_fresh=fresh)
+        inputs = StepInputs(plan, 0, pool_sparse(frozen), REFERENCE, 500, is_fresh=fresh)
         answers = [
             JudgedCheck(c, r)
-            for c, r in zip(step.check_documents, judge_checks(asked), strict=True)
+            for c, r in zip(step.check_documents, judge_checks(inputs), strict=True)
         ]
         decision = decide_step(answers, StepFacts(clock, at, 10_000, 0))
         if decision.action is not Action.HOLD or "the checks pass" in decision.reason:

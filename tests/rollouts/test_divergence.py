@@ -65,7 +65,7 @@ def test_requests_to_a_version_at_0_are_a_leak(split: dict[str, Any] | None) -> 
 
 
 def _reason() -> str:
-    return TrafficAlarm.objects.get().told
+    return TrafficAlarm.objects.get().reason
 
 
 def test_an_alarm_is_raised_once_and_stays_up_to_date() -> None:

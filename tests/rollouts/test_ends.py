@@ -41,7 +41,7 @@ def report(dropped: dict[str, int], instance: str = "i-1") -> None:
 
 def watch() -> list[str]:
     watch_ends(database_now())
-    return [alarm.told for alarm in TrafficAlarm.objects.filter(kind="ends")]
+    return [alarm.reason for alarm in TrafficAlarm.objects.filter(kind="ends")]
 
 
 def test_requests_that_ended_in_any_way_are_no_alarm() -> None:

@@ -89,7 +89,7 @@ def test_alarms_about_traffic_are_shown_and_refresh_the_page(operator: Client) -
         model_name="digits",
         version_number="3",
         generation=7,
-        told="12 requests while its share was 0",
+        reason="12 requests while its share was 0",
         first_at=now,
         last_at=now,
     )

@@ -107,7 +107,7 @@ def test_a_plan_says_how_long_it_takes_at_a_models_traffic() -> None:
     assert time["period"] == "the last 10 h"
     assert time["rate"] == "36 requests per minute"
     assert [step["number"] for step in time["steps"]] == [1, 2, 3]
-    assert "needs about" in time["steps"][0]["told"]
+    assert "needs about" in time["steps"][0]["summary"]
 
 
 @pytest.mark.parametrize(

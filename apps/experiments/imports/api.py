@@ -30,7 +30,7 @@ class ImportSerializer(serializers.ModelSerializer[OutcomeImport]):
         model = OutcomeImport
         fields = [
             "id", "filename", "bytes", "format", "state", "error", "rows", "recorded", "duplicates",
-            "strangers", "refused", "actor", "at", "ended_at",
+            "unexposed", "refused", "actor", "at", "ended_at",
         ]  # fmt: skip
         read_only_fields = fields
 

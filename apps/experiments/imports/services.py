@@ -118,7 +118,7 @@ def _record(imported: OutcomeImport, chunk: list[Row]) -> None:
     locked.recorded += report.recorded
     locked.duplicates += report.duplicates
     unexposed = find_unexposed([each.unit_id for each in outcomes if each.unit_id])
-    locked.strangers += sum(each.unit_id in unexposed for each in outcomes)
+    locked.unexposed += sum(each.unit_id in unexposed for each in outcomes)
     locked.refused = dict(Counter(locked.refused) + Counter(each.reason for each in refused))
     locked.save()
     imported.rows = locked.rows
