@@ -187,7 +187,7 @@ def test_what_is_shown_is_started_as_it_is_sent(operator: Client) -> None:
         ({"plan": "nothing"}, "Select a valid choice."),
         ({"model": ["digits", "digits"]}, "digits is chosen twice."),
         ({"model": ["digits", "nothing"]}, "There is no model named &#x27;nothing&#x27;."),
-        ({"version": ["2", "1"]}, "shapes has no version &#x27;1&#x27; to move to."),
+        ({"version": ["2", "1"]}, "shapes has no version &#x27;1&#x27; to roll out."),
         ({"version": ["2"]}, "Choose a version."),
         ({"model": ["digits"], "version": ["2"]}, "A release needs at least two models"),
         ({"model": []}, "A release needs at least two models"),
@@ -216,7 +216,7 @@ def test_models_that_cannot_move_in_steps_say_why_at_once(operator: Client) -> N
     for message in ("their signatures differ", "no stable version yet"):
         assert message in text
     assert "lonely has no version besides the stable one." in text
-    assert "busy has a live rollout or experiment" in text
+    assert "busy already has a live rollout or experiment" in text
     assert 'id="start" disabled' in text
 
 

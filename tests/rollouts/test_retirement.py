@@ -104,7 +104,7 @@ def test_what_keeps_a_version_loaded_is_told_on_its_page() -> None:
     age()
     retire_versions()
     reason = Deployment.objects.get(version__number=2).reason
-    assert reason == "waits for instance late, which still serves generation 0"
+    assert reason == "waiting for instance late, which still serves generation 0"
 
 
 def test_a_version_that_was_just_placed_is_left_alone(unloaded: list[int]) -> None:

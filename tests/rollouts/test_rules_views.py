@@ -243,7 +243,7 @@ def test_a_quarantine_is_lifted_with_a_reason_only(boss: Client) -> None:
 
     refused = boss.post(address, {"reason": " "})
     assert refused.status_code == 400
-    assert "Say why the version may be trusted again" in rendered(refused)
+    assert "Required; why is the version trusted again" in rendered(refused)
     boss.post(address, {"reason": "the fault was elsewhere"})
 
     assert not Quarantine.objects.exists()

@@ -70,7 +70,7 @@ def test_a_tenant_is_made_and_its_page_asks_for_a_key(admin: Client) -> None:
     response = admin.post("/tenants/", {"name": "shop", **QUOTA}, follow=True)
 
     assert response.redirect_chain == [("/tenants/shop/", 302)]
-    assert "nobody can ask as shop" in rendered(response)
+    assert "shop cannot send requests" in rendered(response)
     assert Tenant.objects.get().requests_per_s == 500
     table = text_of(admin, "/tenants/").split("<tbody>")[1].split("</tbody>")[0]
     assert "no limit" not in table
@@ -151,7 +151,7 @@ def test_requiring_a_key_asks_first_and_is_refused_without_one(admin: Client) ->
     assert "would refuse every request" in rendered(refused)
     make_key(tenant)
     question = question_of(admin, "/key-required/", {"required": "1"})
-    assert "none of the 1 active key is refused" in question
+    assert "none of the 1 active key get 401" in question
     post_yes(admin, "/key-required/", {"required": "1"})
     assert latest().key_required is True
     post_yes(admin, "/key-required/", {"required": "0"})
@@ -208,7 +208,7 @@ def settings_form(model: RegisteredModel, **changed: Any) -> dict[str, Any]:
 def test_the_model_page_shows_its_settings_and_leads_to_their_form(admin: Client) -> None:
     make_model()
     page = text_of(admin, "/models/digits/")
-    assert "opens at 10 failures of 20 answers" in page
+    assert "opens at 10 failures in 20 responses" in page
     assert "/models/digits/settings/" in page
     assert "Maximum queue size, rows" in text_of(admin, "/models/digits/settings/")
 

@@ -111,7 +111,7 @@ def test_a_silent_instance_holds_the_step_and_is_named(applied: int) -> None:
     lately = database_now() - timedelta(minutes=1)
     make_instance("mute", applied_generation=applied, reported_at=lately)
     assert turn(rollout).step_started_at is None
-    assert "instance mute is silent for 60 s" in rollout.reason
+    assert "instance mute has been silent for 60 s" in rollout.reason
 
 
 def test_a_step_does_not_pass_while_an_instance_is_silent() -> None:
