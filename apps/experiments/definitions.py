@@ -77,7 +77,7 @@ def create_experiment(
         Conflict: the name is taken.
     """
     if name in RESERVED_EXPERIMENTS:
-        raise Invalid(f"name: {name} is reserved for a page; choose another name")
+        raise Invalid(f"{name} is reserved for a page; choose another name", field="name")
     experiment = Experiment(
         name=name,
         model=model,
@@ -200,7 +200,9 @@ def _apply(experiment: Experiment, settings: Settings) -> None:
     known = set(Tenant.objects.filter(name__in=experiment.tenants).values_list("name", flat=True))
     for tenant in experiment.tenants:
         if tenant not in known:
-            raise Invalid(f"tenants: there is no tenant {tenant!r}; create it first, or omit it")
+            raise Invalid(
+                f"there is no tenant {tenant!r}; create it first, or omit it", field="tenants"
+            )
 
 
 def _write_variants(experiment: Experiment, specs: Sequence[VariantSpec]) -> None:
@@ -224,7 +226,9 @@ def _versions(model: RegisteredModel, specs: Sequence[VariantSpec]) -> dict[int,
     require_active(versions.values())
     for spec in specs:
         if spec.version_number not in versions:
-            raise Invalid(f"variant {spec.name}: {model.name} has no version {spec.version_number}")
+            raise Invalid(
+                f"{model.name} has no version {spec.version_number}", field=f"variant {spec.name}"
+            )
     check_signatures(model, list(versions.values()))
     return versions
 

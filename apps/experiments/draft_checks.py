@@ -79,60 +79,67 @@ def check_settings(experiment: Experiment) -> None:
         if not least <= value <= most:
             raise Invalid(f"{name} is {value}; it must be {least} to {most} {unit}")
     if len(experiment.tenants) > TENANTS_MAX:
-        raise Invalid(f"tenants: {len(experiment.tenants)} names; the limit is {TENANTS_MAX}")
+        raise Invalid(
+            f"{len(experiment.tenants)} names; the limit is {TENANTS_MAX}", field="tenants"
+        )
     _check_dimensions(experiment.dimensions, experiment.stratify_by)
 
 
 def _check_dimensions(dimensions: Sequence[str], stratify_by: str) -> None:
     if len(dimensions) > DIMENSIONS_MAX:
-        raise Invalid(f"dimensions: {len(dimensions)} names; the limit is {DIMENSIONS_MAX}")
+        raise Invalid(f"{len(dimensions)} names; the limit is {DIMENSIONS_MAX}", field="dimensions")
     duplicate = _find_duplicate(dimensions)
     if duplicate:
-        raise Invalid(f"dimensions: {duplicate} appears twice")
+        raise Invalid(f"{duplicate} appears twice", field="dimensions")
     for name in dimensions:
         if name != TENANT:
             _check_header("dimensions", name)
     if stratify_by and stratify_by not in dimensions:
         known = ", ".join(dimensions) or "none"
-        raise Invalid(f"stratify_by: unknown dimension {stratify_by!r}; expected one of {known}")
+        raise Invalid(
+            f"unknown dimension {stratify_by!r}; expected one of {known}", field="stratify_by"
+        )
 
 
 def read_headers(headers: Any) -> dict[str, list[str]]:
     """Return {lower-case header: its values}. Raises Invalid for an impossible name or value."""
     if not isinstance(headers, Mapping):
-        raise Invalid("headers: expected an object of {header: [values]}")
+        raise Invalid("expected an object of {header: [values]}", field="headers")
     if len(headers) > HEADERS_MAX:
-        raise Invalid(f"headers: {len(headers)} names; the limit is {HEADERS_MAX}")
+        raise Invalid(f"{len(headers)} names; the limit is {HEADERS_MAX}", field="headers")
     result: dict[str, list[str]] = {}
     for header, values in headers.items():
         name = str(header).lower()
         _check_header("headers", name)
         if name in result:
-            raise Invalid(f"headers: {name} appears twice")
+            raise Invalid(f"{name} appears twice", field="headers")
         result[name] = _values(name, values)
     return result
 
 
 def _values(name: str, values: Any) -> list[str]:
     if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-        raise Invalid(f"headers: {name} needs a list of at least one value")
+        raise Invalid(f"{name} needs a list of at least one value", field="headers")
     if len(values) > HEADER_VALUES_MAX:
-        raise Invalid(f"headers: {name} has {len(values)} values; the limit is {HEADER_VALUES_MAX}")
+        raise Invalid(
+            f"{name} has {len(values)} values; the limit is {HEADER_VALUES_MAX}", field="headers"
+        )
     for value in values:
         is_valid = isinstance(value, str) and 0 < len(value) <= TEXT_MAX and value.isprintable()
         if not is_valid or value != value.strip():
             raise Invalid(
-                f"headers: {value!r} is not a valid value of {name}: expected 1 to {TEXT_MAX} "
-                "printable characters without spaces around them"
+                f"{value!r} is not a valid value of {name}: expected 1 to {TEXT_MAX} "
+                "printable characters without spaces around them",
+                field="headers",
             )
     return list(dict.fromkeys(values))
 
 
 def _check_header(field: str, name: str) -> None:
     if HEADER_NAME.fullmatch(name) is None:
-        raise Invalid(f"{field}: {name!r} is not a valid header name")
+        raise Invalid(f"{name!r} is not a valid header name", field=field)
     if name in SECRET_HEADERS:
-        raise Invalid(f"{field}: the values of {name} are secrets; use another header")
+        raise Invalid(f"the values of {name} are secrets; use another header", field=field)
 
 
 def check_specs(specs: Sequence[VariantSpec]) -> None:
@@ -144,7 +151,7 @@ def check_specs(specs: Sequence[VariantSpec]) -> None:
     for spec in specs:
         _check_variant_name(spec.name)
         if spec.version_number is None:
-            raise Invalid(f"variant {spec.name}: version is missing")
+            raise Invalid("version is missing", field=f"variant {spec.name}")
     duplicate = _find_duplicate([spec.name for spec in specs])
     if duplicate:
         raise Invalid(f"two variants are named {duplicate}")
@@ -161,7 +168,9 @@ def check_weights(weights_bp: Mapping[str, int], control: str) -> None:
     """
     for name, weight_bp in weights_bp.items():
         if not 0 <= weight_bp <= BUCKETS:
-            raise Invalid(f"variant {name}: weight_bp is {weight_bp}; it must be 0 to {BUCKETS}")
+            raise Invalid(
+                f"weight_bp is {weight_bp}; it must be 0 to {BUCKETS}", field=f"variant {name}"
+            )
     if weights_bp[control] == 0:
         raise Invalid(f"control variant {control} needs a weight above 0")
     total_bp = sum(weights_bp.values())
@@ -173,9 +182,11 @@ def _check_variant_name(name: str) -> None:
     try:
         valid_name(name)
     except ValidationError as error:
-        raise Invalid(f"variant {name!r}: {error.messages[0]}") from None
+        raise Invalid(f"{error.messages[0]}", field=f"variant {name!r}") from None
     if name in RESERVED_NAMES:
-        raise Invalid(f"variant {name}: this name is reserved for traffic outside experiments")
+        raise Invalid(
+            "this name is reserved for traffic outside experiments", field=f"variant {name}"
+        )
 
 
 def check_choices(choices: Sequence[MetricChoice]) -> None:
@@ -187,7 +198,8 @@ def check_choices(choices: Sequence[MetricChoice]) -> None:
         if choice.role not in ROLES:
             known = ", ".join(ROLES)
             raise Invalid(
-                f"metric {choice.metric}: unknown role {choice.role!r}; expected one of {known}"
+                f"unknown role {choice.role!r}; expected one of {known}",
+                field=f"metric {choice.metric}",
             )
     if primaries != 1:
         raise Invalid(f"exactly one metric must be primary, not {primaries}")
@@ -198,8 +210,8 @@ def check_choices(choices: Sequence[MetricChoice]) -> None:
         margin_of(choice)
         if choice.mann_whitney and choice.metric.kind != Metric.Kind.MEAN:
             raise Invalid(
-                f"metric {choice.metric}: the Mann-Whitney test needs a mean; "
-                f"this is a {choice.metric.kind}"
+                f"the Mann-Whitney test needs a mean; this is a {choice.metric.kind}",
+                field=f"metric {choice.metric}",
             )
 
 
@@ -209,20 +221,22 @@ def margin_of(choice: MetricChoice) -> float | None:
     margins = [choice.margin, choice.margin_relative, choice.baseline]
     if choice.role != MetricUse.GUARDRAIL:
         if any(value is not None for value in margins):
-            raise Invalid(f"{where}: only a guardrail has a margin; this is a {choice.role} metric")
+            raise Invalid(
+                f"only a guardrail has a margin; this is a {choice.role} metric", field=where
+            )
         return None
     if (choice.margin is None) == (choice.margin_relative is None):
-        raise Invalid(f"{where}: a guardrail needs margin, or margin_relative with baseline")
+        raise Invalid("a guardrail needs margin, or margin_relative with baseline", field=where)
     margin = choice.margin
     if choice.margin_relative is not None:
         if choice.baseline is None:
-            raise Invalid(f"{where}: margin_relative needs baseline, the metric's current value")
+            raise Invalid("margin_relative needs baseline, the metric's current value", field=where)
         margin = choice.margin_relative * abs(choice.baseline)
     if margin is None or not math.isfinite(margin) or margin <= 0:
-        raise Invalid(f"{where}: margin is {margin}; it must be a number above 0")
+        raise Invalid(f"margin is {margin}; it must be a number above 0", field=where)
     if choice.metric.kind == Metric.Kind.PROPORTION and margin >= 1:
         raise Invalid(
-            f"{where}: margin is {margin:g}; for a proportion it must be below 1 (0.01: 1 %)"
+            f"margin is {margin:g}; for a proportion it must be below 1 (0.01: 1 %)", field=where
         )
     return margin
 

@@ -62,12 +62,14 @@ def create_metric(
         Conflict: the name is taken.
     """
     if name in RESERVED_METRICS:
-        raise Invalid(f"name: {name} is reserved for a page; choose another name")
+        raise Invalid(f"{name} is reserved for a page; choose another name", field="name")
     if kind not in KIND.values:
-        raise Invalid(f"kind: unknown kind {kind!r}; expected one of {', '.join(KIND.values)}")
+        raise Invalid(
+            f"unknown kind {kind!r}; expected one of {', '.join(KIND.values)}", field="kind"
+        )
     if source not in SOURCE.values:
         known = ", ".join(SOURCE.values)
-        raise Invalid(f"source: unknown source {source!r}; expected one of {known}")
+        raise Invalid(f"unknown source {source!r}; expected one of {known}", field="source")
     _check_outcomes(kind, source, outcomes_of, divided_by, per_unit)
     _check_source(kind, source, missing_is_zero, window_s)
     _check_numbers(kind, quantile_ppm, cap, window_s)
@@ -137,19 +139,20 @@ def _check_outcomes(
             ("per_unit", per_unit),
         ]:
             if value is not None:
-                raise Invalid(f"{field}: the data plane measures {source}; omit {field}")
+                raise Invalid(f"the data plane measures {source}; omit {field}", field=field)
         return
     _check_per_unit(kind, per_unit)
     if kind == KIND.RATIO and divided_by is None:
-        raise Invalid("divided_by: a ratio of outcomes needs the metric to divide by")
+        raise Invalid("a ratio of outcomes needs the metric to divide by", field="divided_by")
     if kind != KIND.RATIO and divided_by is not None:
-        raise Invalid(f"divided_by: only a ratio has a denominator; this is a {kind}")
+        raise Invalid(f"only a ratio has a denominator; this is a {kind}", field="divided_by")
     for field, other in [("outcomes_of", outcomes_of), ("divided_by", divided_by)]:
         if other is not None:
             _check_other(field, other)
     if kind == KIND.PROPORTION and outcomes_of is not None and outcomes_of.kind != KIND.PROPORTION:
         raise Invalid(
-            f"outcomes_of: outcomes of {outcomes_of.name} are amounts; a proportion needs 0 or 1"
+            f"outcomes of {outcomes_of.name} are amounts; a proportion needs 0 or 1",
+            field="outcomes_of",
         )
 
 
@@ -158,22 +161,24 @@ def _check_per_unit(kind: str, per_unit: str | None) -> None:
         return
     if per_unit not in PER_UNIT.values:
         raise Invalid(
-            f"per_unit: unknown value {per_unit!r}; expected one of {', '.join(PER_UNIT.values)}"
+            f"unknown value {per_unit!r}; expected one of {', '.join(PER_UNIT.values)}",
+            field="per_unit",
         )
     if kind == KIND.RATIO and per_unit != PER_UNIT.SUM:
-        raise Invalid("per_unit: a ratio always sums a unit's outcomes; omit per_unit")
+        raise Invalid("a ratio always sums a unit's outcomes; omit per_unit", field="per_unit")
     if kind == KIND.PROPORTION and per_unit not in {PER_UNIT.FIRST, PER_UNIT.MAX}:
-        raise Invalid(f"per_unit: a proportion takes first or max, not {per_unit}")
+        raise Invalid(f"a proportion takes first or max, not {per_unit}", field="per_unit")
 
 
 def _check_other(field: str, other: Metric) -> None:
     """Raise Invalid when `other` has no outcomes of its own."""
     if other.source != SOURCE.OUTCOMES:
-        raise Invalid(f"{field}: {other.name} has no outcomes; the data plane measures it")
+        raise Invalid(f"{other.name} has no outcomes; the data plane measures it", field=field)
     if other.outcomes_of_id is not None:
         raise Invalid(
-            f"{field}: {other.name} uses the outcomes of {other.outcomes_of}; "
-            f"name {other.outcomes_of} instead"
+            f"{other.name} uses the outcomes of {other.outcomes_of}; "
+            f"name {other.outcomes_of} instead",
+            field=field,
         )
 
 
@@ -182,26 +187,27 @@ def _check_source(kind: str, source: str, missing_is_zero: bool, window_s: int |
     if source == SOURCE.OUTCOMES:
         return
     if source == SOURCE.LATENCY and kind == KIND.PROPORTION:
-        raise Invalid("kind: latency is not a proportion; use mean, ratio or quantile")
+        raise Invalid("latency is not a proportion; use mean, ratio or quantile", field="kind")
     if missing_is_zero:
         raise Invalid(
-            f"missing_is_zero: a unit without {source} is not measured yet; omit missing_is_zero"
+            f"a unit without {source} is not measured yet; omit missing_is_zero",
+            field="missing_is_zero",
         )
     if window_s is not None:
-        raise Invalid(f"window_s: {source} counts while the experiment runs; omit window_s")
+        raise Invalid(f"{source} counts while the experiment runs; omit window_s", field="window_s")
 
 
 def _check_numbers(
     kind: str, quantile_ppm: int | None, cap: float | None, window_s: int | None
 ) -> None:
     if kind == KIND.QUANTILE and quantile_ppm is None:
-        raise Invalid("quantile_ppm: required for a quantile; 950000 is the 95 % quantile")
+        raise Invalid("required for a quantile; 950000 is the 95 % quantile", field="quantile_ppm")
     if kind != KIND.QUANTILE and quantile_ppm is not None:
-        raise Invalid(f"quantile_ppm: only a quantile has it; this is a {kind}")
+        raise Invalid(f"only a quantile has it; this is a {kind}", field="quantile_ppm")
     if quantile_ppm is not None and not 1 <= quantile_ppm < PPM:
         raise Invalid(f"quantile_ppm is {quantile_ppm}; it must be 1 to {PPM - 1} (millionths)")
     if cap is not None and kind in {KIND.PROPORTION, KIND.QUANTILE}:
-        raise Invalid(f"cap: large values do not affect a {kind}; omit cap")
+        raise Invalid(f"large values do not affect a {kind}; omit cap", field="cap")
     if cap is not None and not (math.isfinite(cap) and abs(cap) <= VALUE_MAX):
         raise Invalid(f"cap is {cap}; it must be a number up to {VALUE_MAX:g}")
     if window_s is not None and not 1 <= window_s <= WINDOW_MAX_S:

@@ -87,7 +87,7 @@ def plan_size(experiment: Experiment, request: PowerRequest, now: datetime) -> d
     """
     uses = uses_of(experiment)
     if not uses:
-        raise Invalid("metrics: the draft has no metric")
+        raise Invalid("the draft has no metric", field="metrics")
     traffic = traffic_of(experiment, now)
     primary = uses[0]
     try:
@@ -151,12 +151,12 @@ def _detectable(baseline: Baseline, design: Design, units: int) -> dict[str, Any
 
 def _effect(baseline: Baseline, request: PowerRequest) -> float:
     if request.effect is not None and request.relative is not None:
-        raise Invalid("effect: give either an absolute or a relative effect, not both")
+        raise Invalid("give either an absolute or a relative effect, not both", field="effect")
     if request.effect is not None:
         return request.effect
     relative = RELATIVE if request.relative is None else request.relative
     if baseline.mean == 0.0:
-        raise Invalid("effect: the baseline is 0; give an absolute effect")
+        raise Invalid("the baseline is 0; give an absolute effect", field="effect")
     return relative * abs(baseline.mean)
 
 
@@ -165,7 +165,7 @@ def _design(experiment: Experiment, power: float) -> Design:
     control = next((v.weight_bp for v in variants if v.is_control), 0)
     smallest = min((v.weight_bp for v in variants if not v.is_control), default=0)
     if control <= 0 or smallest <= 0:
-        raise Invalid("variants: planning a size needs weights above 0 for all variants")
+        raise Invalid("planning a size needs weights above 0 for all variants", field="variants")
     level = level_of(experiment.alpha_ppm / 1_000_000, len(variants))
     return Design((control / BUCKETS, smallest / BUCKETS), level, power)
 

@@ -48,7 +48,7 @@ def ship_experiment(
     _require_live(experiment, revision)
     doubts = shipping_doubts(experiment.result, variant)
     if force and not reason.strip():
-        raise Invalid("reason: required with force; it is stored with the experiment")
+        raise Invalid("required with force; it is stored with the experiment", field="reason")
     if doubts and not force:
         raise Conflict(f"{doubts[0]}; to ship anyway, use force with a reason", doubts=doubts)
     chosen = _find_variant(experiment, variant)
@@ -124,10 +124,10 @@ def _find_variant(experiment: Experiment, name: str | None) -> Variant:
     variants = {variant.name: variant for variant in variants_of(experiment)}
     name = name or experiment.result.get("winner")
     if name is None:
-        raise Invalid("variant: there is no winner; name the variant to ship")
+        raise Invalid("there is no winner; name the variant to ship", field="variant")
     if name not in variants:
         known = ", ".join(variants)
-        raise Invalid(f"variant: unknown variant {name!r}; expected one of {known}")
+        raise Invalid(f"unknown variant {name!r}; expected one of {known}", field="variant")
     return variants[name]
 
 

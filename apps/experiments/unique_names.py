@@ -26,7 +26,7 @@ def insert_named(row: Metric | Experiment, taken: str) -> None:
         row.clean_fields(exclude=UNSET_AT_FIRST)
     except ValidationError as error:
         field, messages = next(iter(error.message_dict.items()))
-        raise Invalid(f"{field}: {messages[0]}") from None
+        raise Invalid(f"{messages[0]}", field=field) from None
     try:
         with transaction.atomic():
             row.save(force_insert=True)

@@ -62,7 +62,7 @@ def change_weights(
     weights = _ordered_weights(weights_bp, before)
     check_weights(weights, next(variant.name for variant in variants if variant.is_control))
     if weights == before:
-        raise Invalid("weights_bp: the weights are unchanged")
+        raise Invalid("the weights are unchanged", field="weights_bp")
     keep_result(experiment, "before a change of weights", actor, now)
     for variant in variants:
         variant.weight_bp = weights[variant.name]
@@ -93,11 +93,14 @@ def _ordered_weights(weights_bp: Mapping[str, int], known: Mapping[str, int]) ->
     """Return the weights in the variants' order. Raises Invalid if one is missing or unknown."""
     for name in weights_bp:
         if name not in known:
-            raise Invalid(f"weights_bp: unknown variant '{name}'; expected {', '.join(known)}")
+            raise Invalid(
+                f"unknown variant '{name}'; expected {', '.join(known)}", field="weights_bp"
+            )
     for name in known:
         if name not in weights_bp:
             raise Invalid(
-                f"weights_bp: variant '{name}' is missing; set all weights, a treatment may get 0"
+                f"variant '{name}' is missing; set all weights, a treatment may get 0",
+                field="weights_bp",
             )
     return {name: weights_bp[name] for name in known}
 

@@ -51,7 +51,9 @@ def rotate_token(
         Conflict: the instance has no valid token.
     """
     if not timedelta() <= overlap <= OVERLAP_MAX:
-        raise Invalid(f"overlap_s: must be from 0 to {OVERLAP_MAX.total_seconds():.0f} seconds.")
+        raise Invalid(
+            f"must be from 0 to {OVERLAP_MAX.total_seconds():.0f} seconds.", field="overlap_s"
+        )
     valid = valid_tokens(instance, now)
     if not valid:
         raise Conflict(f"{instance} has no valid token: issue one.")
@@ -104,7 +106,7 @@ def digest_of(secret: str) -> str:
 
 def _check_name(instance: str) -> None:
     if not is_name(instance):
-        raise Invalid(f"instance: a name has {NAME_RULE}.")
+        raise Invalid(f"a name has {NAME_RULE}.", field="instance")
 
 
 def _create(instance: str, secret: str, actor: Actor, now: datetime) -> tuple[InstanceToken, str]:

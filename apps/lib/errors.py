@@ -6,15 +6,26 @@ from typing import Any
 
 
 class InterlockError(Exception):
-    """Base of all expected errors. The message says what is wrong and where."""
+    """Base of all expected errors. `message` says what is wrong, and where: `field: text`.
+
+    `field` names what the error is about: a field of the request, or a part of it such as
+    "metric revenue". It is empty for errors of the request as a whole.
+    """
 
     status = 400
     code = "invalid"
 
-    def __init__(self, message: str, **detail: Any) -> None:
-        super().__init__(message)
-        self.message = message
-        self.detail = detail
+    def __init__(self, text: str, *, field: str = "", **detail: Any) -> None:
+        self.text = text
+        self.field = field
+        self.message = f"{field}: {text}" if field else text
+        self.detail = {**detail, "field": field} if field else detail
+        super().__init__(self.message)
+
+    @property
+    def sentence(self) -> str:
+        """The text as it stands beside its field."""
+        return f"{self.text[:1].upper()}{self.text[1:]}"
 
 
 class Invalid(InterlockError):

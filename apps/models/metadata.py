@@ -48,7 +48,7 @@ def _metrics(field: str, value: Any) -> dict[str, float]:
     for name, number in _entries(field, value).items():
         is_number = isinstance(number, int | float) and not isinstance(number, bool)
         if not is_number or abs(number) > 1e308 or not math.isfinite(number):
-            raise Invalid(f"{field}: {name!r} is not a finite number.")
+            raise Invalid(f"{name!r} is not a finite number.", field=field)
         numbers[name] = float(number)
     return numbers
 
@@ -57,25 +57,25 @@ def _parameters(field: str, value: Any) -> dict[str, str]:
     texts: dict[str, str] = {}
     for name, item in _entries(field, value).items():
         if isinstance(item, dict | list):
-            raise Invalid(f"{field}: {name!r} is not text or a number.")
+            raise Invalid(f"{name!r} is not text or a number.", field=field)
         texts[name] = _text(f"{field}: {name!r}", str(item), VALUE_LENGTH_MAX)
     return texts
 
 
 def _entries(field: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise Invalid(f"{field}: expected an object of names and values.")
+        raise Invalid("expected an object of names and values.", field=field)
     if len(value) > ENTRIES_MAX:
-        raise Invalid(f"{field}: {len(value):,} entries; the maximum is {ENTRIES_MAX:,}.")
+        raise Invalid(f"{len(value):,} entries; the maximum is {ENTRIES_MAX:,}.", field=field)
     for name in value:
         if not name or len(name) > KEY_LENGTH_MAX or not name.isprintable():
-            raise Invalid(f"{field}: a name has 1 to {KEY_LENGTH_MAX} printable characters.")
+            raise Invalid(f"a name has 1 to {KEY_LENGTH_MAX} printable characters.", field=field)
     return value
 
 
 def _text(field: str, value: str, length_max: int) -> str:
     if len(value) > length_max or "\x00" in value:
-        raise Invalid(f"{field}: at most {length_max:,} characters, without NUL.")
+        raise Invalid(f"at most {length_max:,} characters, without NUL.", field=field)
     return value
 
 
@@ -90,8 +90,9 @@ def _description(field: str, value: str) -> str:
 def _tag(field: str, value: str) -> str:
     if value and not TAG_PATTERN.fullmatch(value):
         raise Invalid(
-            f"{field}: {value[:60]!r} is not a valid semantic tag. Example: v1.2.3; at most 50 "
-            "letters, digits, dots, dashes, plus signs and underscores."
+            f"{value[:60]!r} is not a valid semantic tag. Example: v1.2.3; at most 50 "
+            "letters, digits, dots, dashes, plus signs and underscores.",
+            field=field,
         )
     return value
 
@@ -101,9 +102,9 @@ def _url(field: str, value: str) -> str:
     try:
         parts = urlsplit(value)
     except ValueError as error:
-        raise Invalid(f"{field}: {value[:60]!r} is not a valid URL: {error}.") from error
+        raise Invalid(f"{value[:60]!r} is not a valid URL: {error}.", field=field) from error
     if value and (parts.scheme not in {"http", "https"} or not parts.hostname):
-        raise Invalid(f"{field}: {value[:60]!r} is not a valid http: or https: URL.")
+        raise Invalid(f"{value[:60]!r} is not a valid http: or https: URL.", field=field)
     return value
 
 

@@ -77,7 +77,7 @@ def register_uri(
     """
     check_name(name)
     if len(uri) > URI_LENGTH_MAX:
-        raise Invalid(f"uri: at most {URI_LENGTH_MAX} characters.")
+        raise Invalid(f"at most {URI_LENGTH_MAX} characters.", field="uri")
     facts = metadata.facts()
     reference = read_reference(uri)
     report_stage("fetching the files")
@@ -95,7 +95,9 @@ def _import(
     reference: Reference, facts: dict[str, Any], metadata: Metadata, actor: Actor
 ) -> ModelVersion:
     if metadata.warmup is not None:
-        raise Invalid("warmup: not allowed for a version of MLflow; change it after the import.")
+        raise Invalid(
+            "not allowed for a version of MLflow; change it after the import.", field="warmup"
+        )
     with connect() as client:
         version = client.version(reference.name, reference.named)
         if not version.is_ready:
@@ -153,5 +155,7 @@ DEFAULTS: dict[str, Any] = {
 def plain_name(name: str) -> str:
     """Return the name of an external data file. Raises Invalid for reserved names and paths."""
     if name in {"", ".", "..", MODEL_FILE, WARMUP_FILE} or Path(name).name != name:
-        raise Invalid(f"external_data: {name[:100]!r} is not a valid external data file name.")
+        raise Invalid(
+            f"{name[:100]!r} is not a valid external data file name.", field="external_data"
+        )
     return name

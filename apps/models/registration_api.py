@@ -64,7 +64,7 @@ def set_alias(request: Request, model: RegisteredModel, alias: str) -> Response:
     number = serializer.validated_data["version"]["number"]
     version = model.versions.filter(number=number).first()
     if version is None:
-        raise Invalid(f"version: {model.name} has no version {number}.")
+        raise Invalid(f"{model.name} has no version {number}.", field="version")
     moved = move_alias(name=alias, version=version, actor=actor_of(request))
     return Response(AliasSerializer(moved).data)
 

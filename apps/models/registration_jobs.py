@@ -90,7 +90,7 @@ def submit_uri(
         Unavailable: `WAITING_MAX` registrations are waiting.
     """
     if len(uri) > URI_LENGTH_MAX:
-        raise Invalid(f"uri: at most {URI_LENGTH_MAX} characters.")
+        raise Invalid(f"at most {URI_LENGTH_MAX} characters.", field="uri")
     check_uri(uri)
     row = _new(name, uri, metadata, actor, now)
     _save(row)

@@ -24,7 +24,7 @@ HTTPS_TIMEOUT_S = 10.0
 HTTPS_WITHIN_S = 300.0
 CHUNK_BYTES = 1 << 20
 LOGGED_MODEL_PREFIX = "m-"
-FILES_ARE_OFF = "uri: file: URIs are off; set INTERLOCK_REGISTER_DIR to allow a directory."
+FILES_ARE_OFF = "file: URIs are off; set INTERLOCK_REGISTER_DIR to allow a directory."
 Reader = Callable[[str, SplitResult, Path], str]
 
 
@@ -67,7 +67,7 @@ def check_uri(uri: str) -> None:
     parts = _split(uri)
     _reader(uri, parts)
     if parts.scheme == "file" and not settings.REGISTER_DIR:
-        raise Invalid(FILES_ARE_OFF)
+        raise Invalid(FILES_ARE_OFF, field="uri")
     if parts.scheme == "https":
         _check_host(parts)
 
@@ -76,15 +76,17 @@ def _reader(uri: str, parts: SplitResult) -> Reader:
     reader = READERS.get(parts.scheme)
     if reader is None:
         known = ", ".join(f"{scheme}:" for scheme in READERS)
-        raise Invalid(f"uri: unknown scheme in {uri!r}; expected one of {known}.")
+        raise Invalid(f"unknown scheme in {uri!r}; expected one of {known}.", field="uri")
     return reader
 
 
 def _check_host(parts: SplitResult) -> None:
     if not settings.REGISTER_HOSTS:
-        raise Invalid("uri: https: URIs are off; set INTERLOCK_REGISTER_HOSTS to allow hosts.")
+        raise Invalid(
+            "https: URIs are off; set INTERLOCK_REGISTER_HOSTS to allow hosts.", field="uri"
+        )
     if parts.netloc.rpartition("@")[2].lower() not in settings.REGISTER_HOSTS:
-        raise Invalid(f"uri: the host {parts.hostname} is not in INTERLOCK_REGISTER_HOSTS.")
+        raise Invalid(f"the host {parts.hostname} is not in INTERLOCK_REGISTER_HOSTS.", field="uri")
 
 
 def _split(uri: str) -> SplitResult:
@@ -93,7 +95,7 @@ def _split(uri: str) -> SplitResult:
             return urlsplit(uri)
     except ValueError:
         pass
-    raise Invalid(f"uri: {uri!r} is not a valid URI.")
+    raise Invalid(f"{uri!r} is not a valid URI.", field="uri")
 
 
 def find_onnx(directory: Path) -> Path:
@@ -114,8 +116,9 @@ def find_onnx(directory: Path) -> Path:
 def _artifacts(uri: str, parts: SplitResult, directory: Path) -> str:
     if parts.netloc:
         raise Invalid(
-            f"uri: {uri!r} names a server; use mlflow-artifacts:/path, which is read from the "
-            "configured MLflow server."
+            f"{uri!r} names a server; use mlflow-artifacts:/path, which is read from the "
+            "configured MLflow server.",
+            field="uri",
         )
     with connect() as client:
         client.download(uri, directory, settings.ARTIFACT_BYTES_MAX)
@@ -127,8 +130,9 @@ def _models(uri: str, parts: SplitResult, directory: Path) -> str:
     reference = read_reference(uri)
     if reference is None and not path.startswith(LOGGED_MODEL_PREFIX):
         raise Invalid(
-            f"uri: unknown form {uri!r}; expected models:/NAME/NUMBER, models:/NAME@ALIAS "
-            "or models:/ID."
+            f"unknown form {uri!r}; expected models:/NAME/NUMBER, models:/NAME@ALIAS "
+            "or models:/ID.",
+            field="uri",
         )
     with connect() as client:
         if reference is None:
@@ -144,7 +148,7 @@ def _models(uri: str, parts: SplitResult, directory: Path) -> str:
 def _runs(uri: str, parts: SplitResult, directory: Path) -> str:
     run_id, _, path = parts.path.strip("/").partition("/")
     if not run_id or not path or ".." in path.split("/"):
-        raise Invalid(f"uri: {uri!r} is not of the form runs:/RUN_ID/PATH.")
+        raise Invalid(f"{uri!r} is not of the form runs:/RUN_ID/PATH.", field="uri")
     with connect() as client:
         run = client.run(run_id)
         if not run.artifact_root:
@@ -162,14 +166,14 @@ def _logged(client: MlflowClient, ids: tuple[str, ...], name: str) -> str:
 
 def _file(uri: str, parts: SplitResult, directory: Path) -> str:
     if not settings.REGISTER_DIR:
-        raise Invalid(FILES_ARE_OFF)
+        raise Invalid(FILES_ARE_OFF, field="uri")
     root = Path(settings.REGISTER_DIR)
     try:
         copy_files(local_path(parts), root, directory, settings.ARTIFACT_BYTES_MAX)
     except TooLarge:
         raise too_large() from None
     except (Invalid, NotFound) as error:
-        raise type(error)(f"uri: {error.message} (INTERLOCK_REGISTER_DIR).") from error
+        raise type(error)(f"{error.text} (INTERLOCK_REGISTER_DIR).", field="uri") from error
     return ""
 
 
@@ -188,7 +192,8 @@ def _save(response: HTTPResponse, host: str, path: Path) -> None:
     if 300 <= response.status < 400:
         # It could point to any host, so it is not followed.
         raise Invalid(
-            f"uri: redirects are not followed: {(response.getheader('location') or '')[:300]}"
+            f"redirects are not followed: {(response.getheader('location') or '')[:300]}",
+            field="uri",
         )
     if not 200 <= response.status < 300:
         problem = Unavailable if response.status >= 500 else NotFound

@@ -21,7 +21,7 @@ def check_email(address: str) -> None:
     try:
         validate_email(address)
     except ValidationError as error:
-        raise Invalid(f"address: {address!r} is not an e-mail address.") from error
+        raise Invalid(f"{address!r} is not an e-mail address.", field="address") from error
 
 
 def check_url(address: str, *, policy: EgressPolicy) -> None:
@@ -31,24 +31,28 @@ def check_url(address: str, *, policy: EgressPolicy) -> None:
         Invalid: the message names the wrong part.
     """
     if len(address) > ADDRESS_LENGTH_MAX:
-        raise Invalid(f"address: a URL has at most {ADDRESS_LENGTH_MAX} characters.")
+        raise Invalid(f"a URL has at most {ADDRESS_LENGTH_MAX} characters.", field="address")
     if not address.isascii() or not address.isprintable() or " " in address:
-        raise Invalid("address: a URL has no spaces or special characters; escape them with %.")
+        raise Invalid(
+            "a URL has no spaces or special characters; escape them with %.", field="address"
+        )
     try:
         url = urlsplit(address)
         host, port = url.hostname or "", url.port
     except ValueError as error:
-        raise Invalid(f"address: {address!r} is not a URL: {error}.") from error
+        raise Invalid(f"{address!r} is not a URL: {error}.", field="address") from error
     if url.scheme not in {"http", "https"}:
-        raise Invalid("address: a URL starts with https:// or http://.")
+        raise Invalid("a URL starts with https:// or http://.", field="address")
     if not host or port == 0:
-        raise Invalid(f"address: {address!r} has no host, or has port 0.")
+        raise Invalid(f"{address!r} has no host, or has port 0.", field="address")
     if url.username is not None or url.password is not None:
-        raise Invalid("address: a URL has no user or password; webhooks are signed instead.")
+        raise Invalid(
+            "a URL has no user or password; webhooks are signed instead.", field="address"
+        )
     if url.fragment:
-        raise Invalid("address: remove the part of the URL after #; it is never sent.")
+        raise Invalid("remove the part of the URL after #; it is never sent.", field="address")
     if reason := policy.refusal_as_written(host, port or DEFAULT_PORTS[url.scheme]):
-        raise Invalid(f"address: nothing is sent to {host}; {reason}.")
+        raise Invalid(f"nothing is sent to {host}; {reason}.", field="address")
 
 
 def mask_address(address: str) -> str:

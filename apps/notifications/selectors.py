@@ -33,7 +33,9 @@ def list_deliveries(target: str = "", state: str = "") -> QuerySet[OutboxMessage
     if not state:
         return rows
     if state not in IN_STATE:
-        raise Invalid(f"state: unknown state {state!r}; expected one of {', '.join(IN_STATE)}.")
+        raise Invalid(
+            f"unknown state {state!r}; expected one of {', '.join(IN_STATE)}.", field="state"
+        )
     return rows.filter(IN_STATE[State(state)])
 
 

@@ -190,13 +190,13 @@ def _check(target: NotificationTarget) -> None:
     unknown = [event for event in target.events if event not in EVENTS]
     if unknown or len(set(target.events)) != len(target.events):
         reason = f"unknown event {unknown[0]!r}" if unknown else "an event is listed twice"
-        raise Invalid(f"events: {reason}; expected some of {', '.join(EVENTS)}.")
+        raise Invalid(f"{reason}; expected some of {', '.join(EVENTS)}.", field="events")
     if target.kind != Kind.EMAIL:
         addresses.check_url(target.address, policy=egress_policy())
         return
     addresses.check_email(target.address)
     if not settings.EMAIL_SERVER:
-        raise Invalid("kind: e-mail is off; set INTERLOCK_EMAIL_URL to turn it on.")
+        raise Invalid("e-mail is off; set INTERLOCK_EMAIL_URL to turn it on.", field="kind")
 
 
 def _facts(target: NotificationTarget) -> dict[str, Any]:

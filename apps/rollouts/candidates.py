@@ -37,7 +37,7 @@ def plan_names() -> list[str]:
 def check_plan_name(name: str) -> None:
     """Raise Invalid when there is no plan with that name."""
     if name and not Plan.objects.filter(name=name).exists():
-        raise Invalid(f"candidate_plan: there is no plan named {name!r}.")
+        raise Invalid(f"there is no plan named {name!r}.", field="candidate_plan")
 
 
 def start_candidates() -> int:

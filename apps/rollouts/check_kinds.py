@@ -329,4 +329,4 @@ def require_check(check: CheckDocument, where: str) -> None:
     """Raise Invalid, whose message starts with `where`, unless the check is valid."""
     problem = problem_of_check(check)
     if problem:
-        raise Invalid(f"{where}: {problem}.")
+        raise Invalid(f"{problem}.", field=where)

@@ -45,15 +45,17 @@ def create_freeze(
     read_zone(time_zone)
     reason = reason.strip()
     if not reason:
-        raise Invalid("reason: required; it is shown to owners of rollouts that the freeze holds.")
+        raise Invalid(
+            "required; it is shown to owners of rollouts that the freeze holds.", field="reason"
+        )
     if ends_at <= starts_at:
-        raise Invalid("ends_at: the window must end after it starts.")
+        raise Invalid("the window must end after it starts.", field="ends_at")
     if ends_at - starts_at > LONGEST:
-        raise Invalid("ends_at: the window may last at most one year (365 days).")
+        raise Invalid("the window may last at most one year (365 days).", field="ends_at")
     if is_weekly and ends_at - starts_at >= WEEK:
-        raise Invalid("ends_at: a weekly window must be shorter than a week.")
+        raise Invalid("a weekly window must be shorter than a week.", field="ends_at")
     if not is_weekly and ends_at <= now:
-        raise Invalid("ends_at: the window is already over.")
+        raise Invalid("the window is already over.", field="ends_at")
     window = FreezeWindow(
         model=model,
         reason=reason,

@@ -48,7 +48,8 @@ def read_zone(name: str) -> ZoneInfo:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
         raise Invalid(
-            f"time_zone: unknown time zone {name[:64]!r}; use an IANA name such as Europe/Berlin."
+            f"unknown time zone {name[:64]!r}; use an IANA name such as Europe/Berlin.",
+            field="time_zone",
         ) from None
 
 

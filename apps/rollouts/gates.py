@@ -84,7 +84,7 @@ def pass_gates(
         if Override.GATE not in overrides or not may_override:
             raise _forbidden(gate, actor)
     if forced and not reason.strip():
-        raise Invalid(f"reason: required to override {forced[0].words}; it is logged.")
+        raise Invalid(f"required to override {forced[0].words}; it is logged.", field="reason")
     notes = [f"{each.words} was opened by {actor.name}" for each in opened]
     notes += [f"{each.words} was never opened: {actor.name} overrode it" for each in forced]
     return "; ".join(notes)

@@ -68,7 +68,7 @@ def lift_quarantine(*, version: ModelVersion, reason: str, actor: Actor) -> None
     """
     reason = reason.strip()
     if not reason:
-        raise Invalid("reason: required; why is the version trusted again?")
+        raise Invalid("required; why is the version trusted again?", field="reason")
     held = Quarantine.objects.select_for_update().filter(version=version).first()
     if held is None:
         raise Conflict(f"{version} is not in quarantine.")
@@ -125,15 +125,16 @@ def start_epoch(*, reason: str, actor: Actor, now: datetime, number: int | None 
     """
     reason = reason.strip()
     if not reason:
-        raise Invalid("reason: required; what was restored, and to which time?")
+        raise Invalid("required; what was restored, and to which time?", field="reason")
     lock_epoch()
     lock_publication()
     known = highest_epoch_known()
     number = known + 1 if number is None else number
     if not known < number <= EPOCH_MAX:
         raise Invalid(
-            f"epoch: {number} is out of range; expected {known + 1} to {EPOCH_MAX}, as data planes "
-            f"know epoch {known}."
+            f"{number} is out of range; expected {known + 1} to {EPOCH_MAX}, as data planes "
+            f"know epoch {known}.",
+            field="epoch",
         )
     restored = latest_generation()
     epoch = Epoch.objects.create(

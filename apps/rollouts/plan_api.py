@@ -59,8 +59,8 @@ def _read_rate(text: str) -> float:
         rate = -1.0
     if not 0.0 <= rate < RATE_MAX:
         raise Invalid(
-            f"per_second: {text!r} is not a valid request rate; expected at least 0 and below "
-            f"{RATE_MAX:g}."
+            f"{text!r} is not a valid request rate; expected at least 0 and below {RATE_MAX:g}.",
+            field="per_second",
         )
     return rate
 

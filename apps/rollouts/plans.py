@@ -156,42 +156,50 @@ def check_plan(plan: PlanDocument) -> None:
         last = step.weight_bp
     _check_pairs(plan)
     if plan.holdback_bp and not HOLDBACK_LEAST_BP <= plan.holdback_bp <= HOLDBACK_MOST_BP:
-        raise Invalid("holdback_bp: must be 0, or between 100 and 500 (1 % to 5 %).")
+        raise Invalid("must be 0, or between 100 and 500 (1 % to 5 %).", field="holdback_bp")
     if plan.holdback_bp and not plan.final_bake_s:
         raise Invalid(
-            "holdback_bp: requires final_bake_s, since the share is held back for the final bake."
+            "requires final_bake_s, since the share is held back for the final bake.",
+            field="holdback_bp",
         )
 
 
 def _check_step(where: str, step: StepDocument, last_bp: int) -> None:
     for share_bp, name in ((step.weight_bp, "share"), (step.shadow_bp, "shadow share")):
         if not 0 <= share_bp <= WHOLE_BP:
-            raise Invalid(f"{where}: the {name} must be between 0 and 100 %.")
+            raise Invalid(f"the {name} must be between 0 and 100 %.", field=where)
     if step.weight_bp < last_bp:
         raise Invalid(
-            f"{where}: the share of {step.weight_bp / 100:g} % is below the "
-            f"{last_bp / 100:g} % of the previous step."
+            f"the share of {step.weight_bp / 100:g} % is below the "
+            f"{last_bp / 100:g} % of the previous step.",
+            field=where,
         )
     if step.gate not in {"automatic", "person"}:
-        raise Invalid(f"{where}: unknown gate {step.gate!r}; expected one of automatic, person.")
+        raise Invalid(
+            f"unknown gate {step.gate!r}; expected one of automatic, person.", field=where
+        )
     if step.gate_role not in Role.values:
         raise Invalid(
-            f"{where}: unknown role {step.gate_role!r}; expected one of {', '.join(Role.values)}."
+            f"unknown role {step.gate_role!r}; expected one of {', '.join(Role.values)}.",
+            field=where,
         )
     if step.weight_bp == 0 and step.requests_min:
-        raise Invalid(f"{where}: requests_min must be 0 where the target gets no traffic.")
+        raise Invalid("requests_min must be 0 where the target gets no traffic.", field=where)
     labels: set[str] = set()
     for check in step.check_documents:
         require_check(check, where)
         if check.label in labels:
-            raise Invalid(f"{where}: two checks have the name {check.label}; set a unique name.")
+            raise Invalid(
+                f"two checks have the name {check.label}; set a unique name.", field=where
+            )
         labels.add(check.label)
         if check.check == SHADOW_AGREEMENT and not step.shadow_bp:
-            raise Invalid(f"{where}: {check.label} requires copied requests; set shadow_bp.")
+            raise Invalid(f"{check.label} requires copied requests; set shadow_bp.", field=where)
         if step.weight_bp == 0 and check.check in OF_TRAFFIC and check.effective_mode != "dry-run":
             raise Invalid(
-                f"{where}: {check.label} can never pass, since the target gets no traffic. "
-                f"Use other checks, such as {SMOKE} or {SHADOW_AGREEMENT}, or none."
+                f"{check.label} can never pass, since the target gets no traffic. "
+                f"Use other checks, such as {SMOKE} or {SHADOW_AGREEMENT}, or none.",
+                field=where,
             )
 
 

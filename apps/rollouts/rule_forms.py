@@ -8,6 +8,7 @@ from typing import Any
 from django import forms
 
 from apps.lib.errors import InterlockError
+from apps.lib.forms import add_service_error
 from apps.models.models import RegisteredModel, valid_name
 from apps.rollouts.forms import LocalInstant
 from apps.rollouts.freezes import read_zone
@@ -49,7 +50,7 @@ class FreezeForm(forms.Form):
         try:
             zone = read_zone(data["time_zone"])
         except InterlockError as error:
-            add_form_error(self, error)
+            add_service_error(self, error)
             return data
         for name in ("starts_at", "ends_at"):
             if data.get(name) is not None:
@@ -73,15 +74,6 @@ class LimitForm(forms.Form):
         min_value=1,
         max_value=INTEGER_MAX,
     )
-
-
-def add_form_error(form: forms.Form, error: InterlockError) -> None:
-    """Add an error to the field whose name it starts with, otherwise to the form."""
-    name, _, message = error.message.partition(": ")
-    if name in form.fields and message:
-        form.add_error(name, message[0].upper() + message[1:])
-    else:
-        form.add_error(None, error.message)
 
 
 class ReleaseForm(forms.Form):

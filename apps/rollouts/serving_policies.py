@@ -42,8 +42,8 @@ def change_settings(
     check_plan_name(row.candidate_plan)
     if row.max_queue_size < row.max_batch_size:
         raise Invalid(
-            f"max_queue_size: {row.max_queue_size} is less than max_batch_size "
-            f"({row.max_batch_size})."
+            f"{row.max_queue_size} is less than max_batch_size ({row.max_batch_size}).",
+            field="max_queue_size",
         )
     row.save(update_fields=list(changed))
     record_audit(actor=actor, action="model.changed", target=row.name, before=before, after=changed)

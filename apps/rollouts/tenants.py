@@ -130,7 +130,7 @@ def _existing(names: Sequence[str]) -> list[str]:
     distinct = set(names)
     known = set(RegisteredModel.objects.filter(name__in=distinct).values_list("name", flat=True))
     if unknown := sorted(distinct - known):
-        raise Invalid(f"models: there is no model {unknown[0][:100]!r}.")
+        raise Invalid(f"there is no model {unknown[0][:100]!r}.", field="models")
     return sorted(distinct)
 
 

@@ -18,17 +18,19 @@ def parse_timestamp(text: str, name: str) -> datetime:
         at = datetime.fromisoformat(text.strip())
     except ValueError:
         raise Invalid(
-            f"{name}: {text!r} is not a valid ISO 8601 timestamp, such as {EXAMPLE} "
-            "(in a URL a + is written %2B)."
+            f"{text!r} is not a valid ISO 8601 timestamp, such as {EXAMPLE} "
+            "(in a URL a + is written %2B).",
+            field=name,
         ) from None
     if at.tzinfo is None:
         raise Invalid(
-            f"{name}: {text!r} has no time zone; append Z for UTC, or an offset such as +02:00."
+            f"{text!r} has no time zone; append Z for UTC, or an offset such as +02:00.",
+            field=name,
         )
     try:
         return at.astimezone(UTC)
     except OverflowError:
-        raise Invalid(f"{name}: {text!r} is out of range.") from None
+        raise Invalid(f"{text!r} is out of range.", field=name) from None
 
 
 class TimestampField(serializers.DateTimeField):

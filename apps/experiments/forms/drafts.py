@@ -169,5 +169,4 @@ def _as_field_error(check: Any) -> Any:
     try:
         return check()
     except Invalid as error:
-        message = error.message.partition(": ")[2] or error.message
-        raise ValidationError(message[0].upper() + message[1:] + ".") from None
+        raise ValidationError(f"{error.sentence}.") from None

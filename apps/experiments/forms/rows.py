@@ -168,8 +168,7 @@ class MetricUseForm(forms.Form):
         try:
             check()
         except Invalid as error:
-            message = error.message.partition(": ")[2] or error.message
-            self.add_error(field, message[0].upper() + message[1:])
+            self.add_error(field, error.sentence)
 
     def choice(self) -> MetricChoice:
         data = self.cleaned_data

@@ -29,13 +29,16 @@ Row = tuple[int, dict[str, Any] | str]
 class BadFile(Invalid):
     """The file cannot be read, from the start or from some row on."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text, field="file")
+
 
 def format_of(path: Path) -> str:
     """Return the format by the file's first bytes. Raises BadFile for an empty file."""
     with path.open("rb") as file:
         start = file.read(4)
     if not start:
-        raise BadFile("file: the file is empty")
+        raise BadFile("the file is empty")
     return PARQUET if start == MAGIC else CSV
 
 
@@ -67,9 +70,9 @@ def _csv(path: Path, start: int, size: int) -> Iterator[list[Row]]:
                 yield list(enumerate(chunk, number + 1))
                 number += len(chunk)
         except UnicodeDecodeError as error:
-            raise BadFile(f"file: not valid UTF-8 after row {number:,} ({error.reason})") from None
+            raise BadFile(f"not valid UTF-8 after row {number:,} ({error.reason})") from None
         except csv.Error as error:
-            raise BadFile(f"file: not valid CSV after row {number:,}: {error}") from None
+            raise BadFile(f"not valid CSV after row {number:,}: {error}") from None
 
 
 def _delimiter(file: TextIO) -> str:
@@ -89,12 +92,12 @@ def _check_columns(header: Sequence[str]) -> None:
     missing = [name for name in COLUMNS if name not in header]
     if missing:
         raise BadFile(
-            f"file: missing columns: {', '.join(missing)} "
+            f"missing columns: {', '.join(missing)} "
             f"(the file has: {', '.join(header)[:300] or 'none'})"
         )
     repeated = sorted({name for name in (*COLUMNS, *OPTIONAL) if list(header).count(name) > 1})
     if repeated:
-        raise BadFile(f"file: duplicate columns: {', '.join(repeated)}")
+        raise BadFile(f"duplicate columns: {', '.join(repeated)}")
 
 
 # --- Parquet -------------------------------------------------------------------------------------
@@ -121,7 +124,7 @@ def _parquet(path: Path, start: int, size: int) -> Iterator[list[Row]]:
                 number += len(rows)
         except duckdb.Error as error:
             message = str(error).splitlines()[0][:300].replace(str(path), "the file")
-            raise BadFile(f"file: not valid Parquet after row {number:,}: {message}") from None
+            raise BadFile(f"not valid Parquet after row {number:,}: {message}") from None
 
 
 def _columns_of(engine: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]:
@@ -131,7 +134,7 @@ def _columns_of(engine: duckdb.DuckDBPyConnection, path: Path) -> dict[str, str]
     _check_columns(list(types))
     at = types["occurred_at"]
     if at.startswith("TIMESTAMP") and at != "TIMESTAMP WITH TIME ZONE":
-        raise BadFile("file: occurred_at has no time zone; store it as UTC timestamps")
+        raise BadFile("occurred_at has no time zone; store it as UTC timestamps")
     expressions = {name: f'"{name}"' for name in (*COLUMNS, *OPTIONAL) if name in types}
     if at == "TIMESTAMP WITH TIME ZONE":
         expressions["occurred_at"] = "epoch_ms(occurred_at)"

@@ -86,7 +86,7 @@ def continue_import(within_s: float = STEP_S) -> bool:
     try:
         if not path.exists():
             raise BadFile(
-                "file: not found by this worker; web and workers must share INTERLOCK_ARTIFACT_DIR"
+                "not found by this worker; web and workers must share INTERLOCK_ARTIFACT_DIR"
             )
         for chunk in read_chunks(path, imported.format, imported.rows, STEP_ROWS):
             _record(imported, chunk)
@@ -94,7 +94,7 @@ def continue_import(within_s: float = STEP_S) -> bool:
                 return True
         _end(imported, State.DONE, "")
     except BadFile as error:
-        _end(imported, State.FAILED, error.message.removeprefix("file: "))
+        _end(imported, State.FAILED, error.text)
     path.unlink(missing_ok=True)
     return True
 

@@ -11,7 +11,6 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_http_methods
 
 from apps.experiments.forms.actions import ShipForm, WeightsForm
-from apps.experiments.forms.fields import add_service_error
 from apps.experiments.lifecycle import variants_of
 from apps.experiments.models import Experiment
 from apps.experiments.ship import ship_experiment, shipping_doubts
@@ -21,6 +20,7 @@ from apps.experiments.weights import change_weights
 from apps.lib.clock import database_now
 from apps.lib.confirm import Question, ask
 from apps.lib.errors import InterlockError
+from apps.lib.forms import add_service_error
 from apps.lib.pages import PageRequest, go_to, page
 from apps.models.access import actor_of
 from apps.rollouts.models import Rollout

@@ -59,7 +59,7 @@ def _act(
 def read_reason(request: PageRequest) -> str:
     reason = request.POST.get("reason", "").strip()
     if len(reason) > REASON_MAX:
-        raise Invalid(f"reason: {len(reason)} characters; the limit is {REASON_MAX}")
+        raise Invalid(f"{len(reason)} characters; the limit is {REASON_MAX}", field="reason")
     return reason
 
 

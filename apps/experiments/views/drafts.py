@@ -11,7 +11,6 @@ from django.views.decorators.http import require_http_methods
 
 from apps.experiments import services
 from apps.experiments.forms.drafts import DraftForm, EditForm
-from apps.experiments.forms.fields import add_service_error
 from apps.experiments.forms.rows import MetricUseRows, VariantRows, metric_use_rows, variant_rows
 from apps.experiments.models import Experiment, Metric
 from apps.experiments.selectors import experiments as selectors
@@ -20,6 +19,7 @@ from apps.experiments.states import ExperimentState
 from apps.experiments.views.common import find_for_operator
 from apps.lib.clock import database_now
 from apps.lib.errors import InterlockError
+from apps.lib.forms import add_service_error
 from apps.lib.pages import PageRequest, page
 from apps.models.access import actor_of, has_role, require_role
 from apps.models.models import RegisteredModel, Role

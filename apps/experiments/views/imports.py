@@ -45,7 +45,7 @@ def import_list(request: PageRequest) -> HttpResponse:
                 messages.success(request, f"{imported.filename} is uploaded; a worker reads it.")
                 return redirect("outcome-import-page", imported.pk)
         except InterlockError as error:
-            form.add_error(None, error.message.removeprefix("file: "))
+            form.add_error(None, error.text)
             status = error.status
     rows = Paginator(selectors.imports(), PAGE_SIZE).get_page(request.GET.get("page"))
     context = {

@@ -9,7 +9,6 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from apps.experiments import services
-from apps.experiments.forms.fields import add_service_error
 from apps.experiments.forms.metrics import MetricForm
 from apps.experiments.models import Metric
 from apps.experiments.selectors import metrics as selectors
@@ -17,6 +16,7 @@ from apps.experiments.selectors.refusals import REFUSALS_SHOWN_MAX, refusal_rows
 from apps.lib.clock import database_now
 from apps.lib.confirm import Question, ask
 from apps.lib.errors import Forbidden, InterlockError
+from apps.lib.forms import add_service_error
 from apps.lib.pages import PageRequest, attempt, go_to, page
 from apps.models.access import actor_of, has_role
 from apps.models.models import Role
@@ -66,9 +66,7 @@ def _create(request: PageRequest, form: MetricForm) -> Metric | None:
     try:
         return services.create_metric(**form.service_arguments(), actor=actor_of(request))
     except InterlockError as error:
-        field, _, message = error.message.partition(": ")
-        if field in form.FORM_FIELDS:
-            error = type(error)(f"{form.FORM_FIELDS[field]}: {message}")
+        error.field = form.FORM_FIELDS.get(error.field, error.field)
         add_service_error(form, error)
         return None
 

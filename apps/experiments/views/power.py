@@ -38,10 +38,9 @@ def power(request: PageRequest, name: str) -> HttpResponse:
     try:
         plan = plan_size(shown, form.power_request(), database_now())
     except Invalid as error:
-        message = error.message.removeprefix("effect: ")
         if form.is_bound:
-            form.add_error(None, message[0].upper() + message[1:])
-        status, plan = 400, {"reason": message}
+            form.add_error(None, error.sentence)
+        status, plan = 400, {"reason": error.text}
     return render(
         request, "experiments/power.html", _context(request, shown, form, plan), None, status
     )

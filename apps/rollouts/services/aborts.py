@@ -109,7 +109,7 @@ def record_abort_reason(*, rollout: Rollout, actor: Actor, now: datetime, reason
     """
     reason = reason.strip()
     if not reason:
-        raise Invalid("reason: required.")
+        raise Invalid("required.", field="reason")
     row = lock_rollout(rollout, None)
     if not row.lacks_reason:
         raise Conflict(f"The rollout has a reason already: it is {row.phase} ({row.reason})")

@@ -156,7 +156,7 @@ def cover_freeze(rollout: Rollout, actor: Actor, now: datetime, reason: str) -> 
         Forbidden: `actor` may not set such a freeze.
     """
     if not reason.strip():
-        raise Invalid("reason: required to override the freeze; it is logged.")
+        raise Invalid("required to override the freeze; it is logged.", field="reason")
     reach = freeze_reach(rollout.model, actor)
     freezes = open_freezes(rollout.model, now)
     require_reach(rollout.model, freezes, reach)

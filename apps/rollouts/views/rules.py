@@ -15,6 +15,7 @@ from django.views.decorators.http import require_POST, require_safe
 from apps.lib.clock import database_now
 from apps.lib.confirm import Question, ask
 from apps.lib.errors import InterlockError, Invalid
+from apps.lib.forms import add_service_error
 from apps.lib.pages import PageRequest, attempt, go_to, page
 from apps.models.access import actor_of, has_role, require_role
 from apps.models.models import ModelVersion, Role
@@ -22,7 +23,7 @@ from apps.rollouts.freeze_store import create_freeze, end_freeze, role_to_freeze
 from apps.rollouts.freezes import open_until
 from apps.rollouts.maintenance import concurrent_max, lift_quarantine, set_concurrent_max
 from apps.rollouts.models import FreezeWindow
-from apps.rollouts.rule_forms import FreezeForm, LimitForm, add_form_error
+from apps.rollouts.rule_forms import FreezeForm, LimitForm
 from apps.rollouts.selectors.rules import allowed, count_places, quarantined, read_freezes
 
 QUARANTINE_PAGE = 25
@@ -83,7 +84,7 @@ def freeze_new(request: PageRequest) -> HttpResponse:
         try:
             window = create_freeze(**data, actor=actor_of(request), now=now)
         except InterlockError as error:
-            add_form_error(form, error)
+            add_service_error(form, error)
         else:
             messages.success(request, f"{_scope(window)}: the freeze window is set.")
             return redirect("rules")
