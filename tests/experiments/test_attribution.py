@@ -74,12 +74,12 @@ def test_a_costly_count_is_reused_and_repeated_at_the_end(
 @pytest.mark.parametrize(
     ("fields", "tone", "words"),
     [
-        ({"before": 9, "before_mean_s": 60}, "bad", "behind"),
+        ({"before": 9, "before_mean_s": 60}, "bad", "Check the sender's clock"),
         ({"in_time": 91, "before": 9, "before_mean_s": 60}, "warn", "9 of 100 outcomes"),
         ({"in_time": 91, "before": 9, "before_mean_s": 90_000}, "busy", "by 90,000 s on average"),
         ({"in_time": 50, "after_window": 50}, "busy", "50 of 100 outcomes"),
         ({"in_time": 50, "unknown_units": 50}, "busy", "50 of 100 outcomes are of units"),
-        ({"unknown_units": 50}, "warn", "none of its 50 outcomes"),
+        ({"unknown_units": 50}, "warn", "all 50 outcomes are of units without exposure"),
     ],
 )
 def test_a_large_share_has_a_notice(fields: dict[str, int], tone: str, words: str) -> None:

@@ -115,7 +115,7 @@ def test_a_distribution_is_in_shares_and_has_its_open_ends() -> None:
 
     assert trace["x"] == [0.0, 10.0, 20.0, 30.0]
     assert trace["y"] == [25.0, 50.0, 25.0, 25.0]
-    assert trace["text"][:3] == ["below 10 ms", "10 ms to 20 ms", "20 ms and more"]
+    assert trace["text"][:3] == ["below 10 ms", "10 ms to 20 ms", "20 ms or more"]
 
 
 def test_a_wide_distribution_is_on_a_logarithmic_axis() -> None:
@@ -169,9 +169,9 @@ def test_an_empty_figure_says_why() -> None:
     assert why(interval_figure({}, RATE)) == "No difference can be computed yet"
     assert why(trend_figure([], [], RATE)) == "No difference has been computed yet"
     assert why(exposure_figure({})) == "No exposures yet"
-    assert "No unit's value" in why(distribution_figure(nothing, RATE))
-    assert "no unit has a value" in why(distribution_figure(metric(kind="ratio"), RATE))
-    assert "says nothing" in why(posterior_figure(nothing, RATE))
+    assert "no values yet" in why(distribution_figure(nothing, RATE))
+    assert "a ratio is computed from sums" in why(distribution_figure(metric(kind="ratio"), RATE))
+    assert "No Bayesian estimate" in why(posterior_figure(nothing, RATE))
 
 
 def test_figures_are_plain_json() -> None:

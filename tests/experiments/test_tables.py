@@ -208,7 +208,7 @@ def test_the_most_severe_notice_comes_first() -> None:
 
     tones = ["bad", "bad", "bad", "busy", "warn", "busy", "busy", "warn"]
     assert [notice.tone for notice in notes] == tones
-    assert "older" in notes[0].text
+    assert "from an earlier one" in notes[0].text
     assert "Sample ratio mismatch: units 9 : 1" in notes[1].text
     assert "final analysis is pending" in notes[3].text
 

@@ -105,7 +105,7 @@ def test_weights_are_changed_with_a_reason(operator: Client) -> None:
     [
         ({"weight-0": "90", "weight-1": "9"}, 400, "Weights sum to 9900 basis points"),
         ({"weight-0": "", "weight-1": "100"}, 400, "This field is required"),
-        ({"weight-0": "50", "weight-1": "50"}, 400, "nothing would change"),
+        ({"weight-0": "50", "weight-1": "50"}, 400, "the weights are unchanged"),
         ({"weight-0": "0", "weight-1": "100"}, 400, "needs a weight above 0"),
         ({"weight-0": "90", "weight-1": "10", "revision": "0"}, 409, "has changed"),
     ],

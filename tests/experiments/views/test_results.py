@@ -201,7 +201,7 @@ def test_a_stopped_experiment_shows_that_its_final_result_is_pending(viewer: Cli
     store(experiment, stored_result(phase="final"))
     final = text_of(viewer, PAGE)
 
-    assert "The final result is being made" in awaited
+    assert "The final analysis is pending" in awaited
     assert "live/?" in awaited
     assert "Final verdict" in final
     assert "Frozen" in final
