@@ -269,5 +269,5 @@ def _user_of(metric: Metric) -> str:
 
 
 def _asks_for(plan: PlanDocument, name: str) -> bool:
-    checks = (check for step in plan.steps for check in step.questions)
+    checks = (check for step in plan.steps for check in step.check_documents)
     return any(check.settings.get("metric") == name for check in checks)
