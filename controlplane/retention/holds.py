@@ -61,7 +61,7 @@ def _of_rollouts() -> list[Hold]:
     holds = []
     for rollout in Rollout.objects.filter(phase__in=LIVE_PHASES).select_related("target__model"):
         plan = from_json(rollout.plan_document) if rollout.plan_document else None
-        checks = [check for step in plan.steps for check in step.questions] if plan else []
+        checks = [check for step in plan.steps for check in step.check_documents] if plan else []
         before_s = max((int(each.settings.get("covariate_s") or 0) for each in checks), default=0)
         since = rollout.started_at - timedelta(seconds=before_s)
         holds.append(Hold(since, f"the rollout of {rollout.target} is live"))
