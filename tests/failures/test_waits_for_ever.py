@@ -38,7 +38,7 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> Rollout:
 
 def answer(monkeypatch: pytest.MonkeyPatch, verdict: Verdict) -> None:
     found = CheckResult("error-rate", verdict, f"it is {verdict}", {})
-    monkeypatch.setattr(evaluation, "answer", lambda question: [found])
+    monkeypatch.setattr(evaluation, "judge_checks", lambda inputs: [found])
 
 
 def turn(rollout: Rollout) -> Rollout:
