@@ -253,4 +253,4 @@ def test_a_shadow_that_is_less_accurate_never_gets_traffic(
     kept = Evaluation.objects.get(check_name=SHADOW_ACCURACY)
     again = repeat_check(kept)
     assert (again.verdict, again.reason) == (kept.verdict, kept.reason)
-    assert "of 400 requests that both answered" in kept.reason
+    assert "after 400 requests that both answered" in kept.reason

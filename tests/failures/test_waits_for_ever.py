@@ -38,7 +38,7 @@ def waiting(monkeypatch: pytest.MonkeyPatch) -> Rollout:
 
 def set_verdict(monkeypatch: pytest.MonkeyPatch, verdict: Verdict) -> None:
     result = CheckResult("error-rate", verdict, f"it is {verdict}", {})
-    monkeypatch.setattr(evaluation, "answer", lambda question: [result])
+    monkeypatch.setattr(evaluation, "judge_checks", lambda inputs: [result])
 
 
 def turn(rollout: Rollout) -> Rollout:

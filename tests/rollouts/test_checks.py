@@ -164,9 +164,9 @@ def test_a_safe_p95_does_not_pass_an_unsafe_p99() -> None:
 
 
 def test_latency_refuses_intervals_that_do_not_match() -> None:
-    with pytest.raises(ValueError, match="same intervals"):
+    with pytest.raises(ValueError, match="same number of intervals"):
         judge(buckets(2, 0, 0), buckets(3, 0, 0))
-    with pytest.raises(ValueError, match="same intervals"):
+    with pytest.raises(ValueError, match="same number of intervals"):
         judge(buckets(2, 0, 0), buckets(2, 0, 0), buckets(1, 0, 0))
 
 

@@ -67,7 +67,7 @@ def test_other_verdicts_extend_and_then_wait_for_a_person(verdict: str) -> None:
 def test_too_few_requests_hold_a_step_with_their_numbers() -> None:
     decision = decide(DUE, "pass", requests=9, least=10)
     assert decision.action is Action.HOLD
-    assert "9 of the 10 requests" in decision.reason
+    assert "9 of 10 required requests" in decision.reason
 
 
 def test_a_step_without_checks_only_bakes() -> None:

@@ -190,7 +190,7 @@ def test_frozen_intervals_are_parsed_once(rollout: Rollout) -> None:
 def live(rollout: Rollout) -> None:
     """Two instances report, now and in the minute of the tests."""
     for name in ("i-1", "i-2"):
-        make_instance(name, counts_at=rollout.started_at + timedelta(minutes=1))
+        make_instance(name, reported_at=rollout.started_at + timedelta(minutes=1))
 
 
 def later(rollout: Rollout, seconds: float) -> list[tuple[int, int]]:
@@ -231,7 +231,7 @@ def test_a_silent_instance_delays_an_interval_only_briefly(rollout: Rollout, liv
 
 
 def test_an_instance_without_reports_delays_nothing(rollout: Rollout, live: None) -> None:
-    Instance.objects.filter(name="i-2").update(counts_at=rollout.started_at)
+    Instance.objects.filter(name="i-2").update(reported_at=rollout.started_at)
     hear(rollout, "i-1", 0, 10)
     hear(rollout, "i-2", 0, 4)
     assert later(rollout, 13) == [(10, 190)]

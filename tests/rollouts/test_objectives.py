@@ -98,7 +98,7 @@ def test_a_latency_objective_bounds_a_quantile(slow: int, verdict: Verdict) -> N
     )
 
     assert (result.check, result.verdict) == ("latency-objective", verdict)
-    assert result.reason.startswith("p95 within 50 ms: slower than 50 ms ")
+    assert result.reason.startswith("answers slower than 50 ms: ")
 
 
 def test_the_bucket_that_holds_the_limit_counts_as_within() -> None:

@@ -253,7 +253,7 @@ def test_a_pinned_rollout_keeps_its_guardrails(monkeypatch: pytest.MonkeyPatch) 
         CheckResult(name, Verdict.PASS, "", {})
         for name in ("latency", "unanswered", "sample-ratio")
     ]
-    monkeypatch.setattr(evaluation, "answer", lambda question: [result, *passed])
+    monkeypatch.setattr(evaluation, "judge_checks", lambda inputs: [result, *passed])
     pin(rollout, "*")
     assert (rollout.phase, rollout.reason) == (Phase.ROLLING_BACK, "error-rate: 9 % vs 1 %")
 

@@ -11,7 +11,7 @@ from apps.rollouts.evidence import Arm, Interval, SliceCounts
 from apps.rollouts.plans import PlanDocument, StepDocument
 from apps.rollouts.verdicts import CheckResult, Verdict
 from contract.messages import ClusterCounts
-from tests.rollouts.test_analysis import ask, question, series
+from tests.rollouts.test_analysis import ask, series, step_inputs
 
 SECOND = timedelta(seconds=1)
 
@@ -35,7 +35,7 @@ def arm(left: dict[int, int], each: int, clusters: int = 32, *, has_units: bool 
 
 
 def unanswered(intervals: list[Interval]) -> CheckResult:
-    return ask(question(intervals))["unanswered"]
+    return ask(step_inputs(intervals))["unanswered"]
 
 
 @pytest.mark.parametrize("each", [1, 2])
@@ -93,7 +93,7 @@ PATIENT_S = 300.0
 )
 def test_requests_in_progress_are_no_proof_of_answers(count: int, verdict: Verdict) -> None:
     """A model with a timeout of five minutes: no request has ended before that."""
-    inputs = question(series(arm({}, 2), arm({}, 38), count=count))
+    inputs = step_inputs(series(arm({}, 2), arm({}, 38), count=count))
     assert ask(inputs)["unanswered"].verdict is Verdict.PASS
     result = ask(replace(inputs, timeout_s=PATIENT_S))["unanswered"]
     assert result.verdict is verdict, result.reason
@@ -106,7 +106,7 @@ def test_a_step_with_only_requests_in_progress_does_not_pass() -> None:
         for n, each in enumerate(before[:20])
     ]
     steps = (StepDocument(weight_bp=500), StepDocument(weight_bp=2_500))
-    inputs = replace(question([*before, *now], step=1), plan=PlanDocument(name="p", steps=steps))
+    inputs = replace(step_inputs([*before, *now], step=1), plan=PlanDocument(name="p", steps=steps))
     assert ask(inputs)["unanswered"].verdict is Verdict.PASS
     result = ask(replace(inputs, timeout_s=PATIENT_S))["unanswered"]
     assert result.verdict is Verdict.INSUFFICIENT_SAMPLE
@@ -115,5 +115,5 @@ def test_a_step_with_only_requests_in_progress_does_not_pass() -> None:
 
 def test_a_failing_version_is_rolled_back_with_requests_in_progress() -> None:
     left = dict.fromkeys(range(32), 1)
-    inputs = question(series(arm(left, 2), arm({}, 38), count=20))
+    inputs = step_inputs(series(arm(left, 2), arm({}, 38), count=20))
     assert ask(replace(inputs, timeout_s=PATIENT_S))["unanswered"].verdict is Verdict.FAIL
