@@ -55,5 +55,5 @@ def test_it_shows_what_the_fleet_serves_and_wants_the_number(monkeypatch: Any) -
 
 def test_a_number_that_is_taken_is_refused() -> None:
     run("--yes", "--epoch", "7")
-    with pytest.raises(CommandError, match="epoch: 7 is not from 8"):
+    with pytest.raises(CommandError, match="epoch: 7 is out of range; expected 8"):
         run("--yes", "--epoch", "7")
