@@ -55,5 +55,5 @@ def test_it_lists_the_instances_and_asks_for_the_number(monkeypatch: Any) -> Non
 
 def test_a_number_that_is_taken_is_refused() -> None:
     run("--yes", "--epoch", "7")
-    with pytest.raises(CommandError, match="epoch: 7 is not from 8"):
+    with pytest.raises(CommandError, match="epoch: 7 is out of range; expected 8"):
         run("--yes", "--epoch", "7")
