@@ -8,7 +8,7 @@ from typing import Any
 
 from cli.client import EXIT_OK, Client
 from cli.parsing import Command, add_command, add_overrides, segment
-from cli.show import show_json
+from cli.show import format_reason, show_json
 from cli.waiting import add_waiting, print_rollout, wait
 
 ACTIONS = {
@@ -110,7 +110,9 @@ def status_of(client: Client, options: argparse.Namespace) -> int:
         return show_json(report)
     print(report["summary"])
     for event in report["events"]:
-        print(f"  {event['at'][:19]}  {event['to_state']:<13} {event['actor']}: {event['reason']}")
+        print(
+            f"  {event['at'][:19]}  {event['to_state']:<13} {event['actor']}: {format_reason(event)}"
+        )
     return EXIT_OK
 
 

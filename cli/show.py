@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from cli.client import EXIT_OK
@@ -28,3 +29,10 @@ def show_rows(options: argparse.Namespace, rows: list[dict[str, Any]], columns: 
 
 def _cell(value: Any) -> str:
     return "-" if value in (None, "") else str(value)
+
+
+def format_reason(row: Mapping[str, Any]) -> str:
+    """Return a headline and, where it says more, the reason behind it."""
+    headline, reason = row.get("headline") or "", row["reason"]
+    is_whole = not headline or headline.lower() == reason.rstrip(".").lower()
+    return reason if is_whole else f"{headline}. {reason}"

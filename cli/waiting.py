@@ -15,7 +15,7 @@ from cli.client import (
     ApiError,
     Client,
 )
-from cli.show import show_json
+from cli.show import format_reason, show_json
 
 POLL_S = 1.0
 # The interval at which a wait checks that the control plane's loops still run.
@@ -67,7 +67,7 @@ def print_rollout(rollout: dict[str, Any]) -> None:
     """Print a rollout's phase, share and reason in one line."""
     share = rollout["weight_bp"] / 100
     name = f"{rollout['model']}:{rollout['target']}"
-    print(f"{name} {rollout['phase']} at {share:g} %: {rollout['reason']}", flush=True)
+    print(f"{name} {rollout['phase']} at {share:g} %: {format_reason(rollout)}", flush=True)
 
 
 def _print_stopped_loops(client: Client, last: str) -> str:

@@ -228,7 +228,8 @@ def _judge(
             f"; counts vary {dispersion:.2g} times as much as independent ones{frame.counted}"
         )
     evidence = _record(ruling, settings, measures, shown, whole, now)
-    return CheckResult(check, verdict, f"{figures}: {conclusion}", evidence)
+    headline = f"{_headline(check, measures, shown)}, after {n:,} requests"
+    return CheckResult(check, verdict, f"{figures}: {conclusion}", evidence, headline=headline)
 
 
 def _single_origin(frame: Frame, start: int, margin: float) -> str:
@@ -291,6 +292,20 @@ def _describe_rates(check: str, measures: Sequence[Measure], shown: Sequence[Rat
         ]
         return f"answers slower than stable's {'; '.join(parts)}"
     return f"{measures[0].label} {_describe_pair(*shown[0], measures[0].margin)}"
+
+
+def _headline(check: str, measures: Sequence[Measure], shown: Sequence[Rates]) -> str:
+    """Return the figures of the measure that is furthest beyond its margin."""
+    excess = [
+        canary - control - each.margin
+        for each, (canary, control) in zip(measures, shown, strict=True)
+    ]
+    worst = excess.index(max(excess))
+    canary, control, _ = _percents(*shown[worst], measures[worst].margin)
+    if check == LATENCY:
+        return f"{canary} slower than stable's {measures[worst].label} ({control} on stable)"
+    event = "errors" if check == ERROR_RATE else measures[worst].label
+    return f"{canary} {event} against {control} on stable"
 
 
 def _describe_pair(canary: float, control: float, margin: float) -> str:

@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from apps.rollouts.check_kinds import CheckDocument
 from apps.rollouts.durations import format_duration
+from apps.rollouts.reasons import Reason, headline_of
 from apps.rollouts.verdicts import CheckResult, Verdict
 
 
@@ -28,6 +29,12 @@ class Action(StrEnum):
 class Decision:
     action: Action
     reason: str
+    # The reason without statistics; of an empty one the reason makes it.
+    headline: str = field(default="", compare=False)
+
+    @property
+    def why(self) -> Reason:
+        return Reason(self.headline or headline_of(self.reason), self.reason)
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,8 @@ class StepFacts:
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
+# An action as a headline says it.
+DONE = {Action.ROLL_BACK: "rolled back", Action.PAUSE: "paused"}
 # The verdicts that more data may change.
 LACKING = {Verdict.INSUFFICIENT_SAMPLE, Verdict.NO_DATA}
 
@@ -101,7 +110,7 @@ def decide_step(judged: Sequence[JudgedCheck], facts: StepFacts) -> Decision:
     for action in (Action.ROLL_BACK, Action.PAUSE):
         for each in failed:
             if each.action is action:
-                return Decision(action, _reason_of(each))
+                return Decision(action, _reason_of(each), _headline(action, each.result))
     if facts.now < facts.clock.due_at:
         left_s = (facts.clock.due_at - facts.now).total_seconds()
         return Decision(Action.HOLD, f"baking, {format_duration(left_s)} left")
@@ -116,12 +125,18 @@ def _decide_due(judged: Sequence[JudgedCheck], facts: StepFacts) -> Decision:
             if each.action is action:
                 is_set = each.result.verdict in each.check.on
                 source = " (the plan's action for this verdict)" if is_set else ""
-                return Decision(action, f"{_reason_of(each)}{source}")
+                headline = _headline(action, each.result)
+                return Decision(action, f"{_reason_of(each)}{source}", headline)
     reason = _undecided(undecided, facts)
     if reason is None:
         if facts.gate:
             return Decision(Action.HOLD, f"the checks pass; {facts.gate}")
-        return Decision(Action.ADVANCE, "; ".join(map(_reason_of, judged)) or "no checks")
+        if not judged:
+            return Decision(Action.ADVANCE, "no checks")
+        passed = ", ".join(each.check.label for each in judged)
+        return Decision(
+            Action.ADVANCE, "; ".join(map(_reason_of, judged)), headline_of(f"passed: {passed}")
+        )
     limit_at = _limit(undecided, facts.clock)
     if facts.now < limit_at:
         left_s = (limit_at - facts.now).total_seconds()
@@ -149,6 +164,11 @@ def _undecided(undecided: Sequence[JudgedCheck], facts: StepFacts) -> str | None
 def _with_missing(reason: str, name: str, facts: StepFacts) -> str:
     missing = facts.missing.get(name)
     return f"{reason}; {missing}" if missing else reason
+
+
+def _headline(action: Action, result: CheckResult) -> str:
+    """Return the headline of what a check's verdict leads to."""
+    return headline_of(f"{DONE[action]}: {result.headline or headline_of(result.reason)}")
 
 
 def _reason_of(judged: JudgedCheck) -> str:

@@ -9,6 +9,7 @@ from django.db import models
 
 from apps.lib.transitions import Transition
 from apps.models.models import ModelVersion, RegisteredModel, Role, valid_name
+from apps.rollouts.reasons import HEADLINE_MAX, detail_of
 from apps.rollouts.states import LIVE_PHASES, Phase
 from apps.rollouts.table_models import ClusterOrigin as ClusterOrigin
 from apps.rollouts.table_models import Epoch as Epoch
@@ -181,7 +182,8 @@ class Rollout(models.Model):
     stable_spread = models.JSONField(default=dict, db_default={})
     # The revision at which the last notification of a stall was sent.
     held_told_revision = models.PositiveIntegerField(null=True)
-    # The reason of the current state, with numbers; shown on the page and in the API.
+    # The reason of the current state, without statistics and with them: apps.rollouts.reasons.
+    headline = models.CharField(max_length=HEADLINE_MAX, blank=True, db_default="")
     reason = models.TextField(blank=True)
     started_by = models.CharField(max_length=150)
     started_at = models.DateTimeField()
@@ -202,12 +204,21 @@ class Rollout(models.Model):
     def is_live(self) -> bool:
         return self.phase in LIVE_PHASES
 
+    @property
+    def detail(self) -> str:
+        return detail_of(self.headline, self.reason)
+
 
 class RolloutEvent(Transition):
     rollout = models.ForeignKey(Rollout, on_delete=models.CASCADE, related_name="events")
+    headline = models.CharField(max_length=HEADLINE_MAX, blank=True, db_default="")
     step_index = models.SmallIntegerField()
     weight_bp = models.PositiveIntegerField()
     generation = models.BigIntegerField(null=True)
+
+    @property
+    def detail(self) -> str:
+        return detail_of(self.headline, self.reason)
 
 
 class Evaluation(models.Model):

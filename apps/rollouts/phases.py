@@ -20,6 +20,7 @@ from apps.notifications.outbox import enqueue
 from apps.rollouts.models import Quarantine, Rollout, RolloutEvent
 from apps.rollouts.plans import WHOLE_BP, PlanDocument, from_json
 from apps.rollouts.publication import publish_table
+from apps.rollouts.reasons import ReasonLike, reason_of
 from apps.rollouts.states import LIVE_PHASES, PHASE_TRANSITIONS, Phase
 from contract.routing import CanarySplit, Shadow
 
@@ -30,7 +31,7 @@ ROLLBACK_WINDOW = timedelta(hours=24)
 def set_phase(
     rollout: Rollout,
     phase: Phase,
-    reason: str,
+    reason: ReasonLike,
     actor: Actor,
     now: datetime,
     evidence: dict[str, Any] | None = None,
@@ -47,12 +48,16 @@ def set_phase(
         changes["ended_at"] = now
     # A step that passed before a transition has to pass again after it.
     changes.setdefault("step_passed_at", None)
-    compare_and_set(rollout, state_field="phase", phase=phase.value, reason=reason, **changes)
+    text = reason_of(reason)
+    changes |= {"reason": text.detail, "headline": text.headline}
+    compare_and_set(rollout, state_field="phase", phase=phase.value, **changes)
     append_event(rollout, reason, actor, now, from_state=old, evidence=evidence or {})
     enqueue_event(rollout, f"rollout.{phase}", actor, now)
 
 
-def append_note(rollout: Rollout, note: str, reason: str, actor: Actor, now: datetime) -> None:
+def append_note(
+    rollout: Rollout, note: str, reason: ReasonLike, actor: Actor, now: datetime
+) -> None:
     """Append an event without a transition; `note` describes it in the past tense."""
     evidence = {"note": note}
     append_event(rollout, reason, actor, now, from_state=Phase(rollout.phase), evidence=evidence)
@@ -60,7 +65,7 @@ def append_note(rollout: Rollout, note: str, reason: str, actor: Actor, now: dat
 
 def append_event(
     rollout: Rollout,
-    reason: str,
+    reason: ReasonLike,
     actor: Actor,
     now: datetime,
     *,
@@ -68,11 +73,13 @@ def append_event(
     evidence: dict[str, Any],
 ) -> None:
     """Append an event with the current phase, step and share of the rollout."""
+    text = reason_of(reason)
     RolloutEvent.objects.create(
         rollout=rollout,
         from_state=from_state,
         to_state=rollout.phase,
-        reason=reason,
+        reason=text.detail,
+        headline=text.headline,
         actor=actor.name,
         evidence=evidence,
         at=now,
@@ -93,6 +100,7 @@ def enqueue_event(rollout: Rollout, event: str, actor: Actor, now: datetime) -> 
             "phase": str(rollout.phase),
             "step_index": rollout.step_index,
             "weight_bp": rollout.weight_bp,
+            "headline": rollout.headline,
             "reason": rollout.reason,
             "actor": actor.name,
         },
@@ -100,7 +108,9 @@ def enqueue_event(rollout: Rollout, event: str, actor: Actor, now: datetime) -> 
     )
 
 
-def enter_step(rollout: Rollout, index: int, reason: str, actor: Actor, now: datetime) -> None:
+def enter_step(
+    rollout: Rollout, index: int, reason: ReasonLike, actor: Actor, now: datetime
+) -> None:
     """Set the split and shadow of step `index`; its clock starts when all instances acked."""
     plan = from_json(rollout.plan_document)
     weight_bp = plan.steps[index].weight_bp
@@ -167,7 +177,11 @@ def _shadow_of(rollout: Rollout, plan: PlanDocument, index: int) -> dict[str, An
 
 
 def switch_stable(
-    rollout: Rollout, reason: str, actor: Actor, now: datetime, evidence: dict[str, Any] | None
+    rollout: Rollout,
+    reason: ReasonLike,
+    actor: Actor,
+    now: datetime,
+    evidence: dict[str, Any] | None,
 ) -> None:
     """Make the target stable with one table; the previous version stays loaded."""
     _set_stable(rollout.model, rollout.target, _rollback_target_after(rollout, now))
@@ -204,7 +218,7 @@ def companions(rollout: Rollout) -> list[Rollout]:
 
 def roll_back(
     rollout: Rollout,
-    reason: str,
+    reason: ReasonLike,
     actor: Actor,
     now: datetime,
     evidence: dict[str, Any] | None = None,
@@ -227,7 +241,7 @@ def roll_back(
 
 def _remove_traffic(
     rollout: Rollout,
-    reason: str,
+    reason: ReasonLike,
     actor: Actor,
     now: datetime,
     evidence: dict[str, Any] | None = None,
@@ -260,9 +274,9 @@ def _weights_of(rollout: Rollout) -> list[int]:
     return [step.weight_bp for step in steps[: rollout.step_index + 1]]
 
 
-def quarantine(version: ModelVersion, rollout: Rollout, reason: str, now: datetime) -> None:
+def quarantine(version: ModelVersion, rollout: Rollout, reason: ReasonLike, now: datetime) -> None:
     """Require an override for the next rollout of `version`."""
-    values = {"rollout": rollout, "reason": reason, "at": now}
+    values = {"rollout": rollout, "reason": str(reason), "at": now}
     Quarantine.objects.update_or_create(version=version, defaults=values)
 
 

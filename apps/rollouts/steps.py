@@ -34,6 +34,7 @@ from apps.rollouts.phases import (
     switch_stable,
 )
 from apps.rollouts.plans import PlanDocument, from_json
+from apps.rollouts.reasons import HEADLINE_MAX, Reason, ReasonLike, reason_of
 from apps.rollouts.states import Phase
 from contract.generations import in_words
 
@@ -93,10 +94,13 @@ def take_step(rollout: Rollout, context: StepContext) -> None:
         STEPS[Phase(rollout.phase)](rollout, context)
 
 
-def set_reason(rollout: Rollout, reason: str) -> None:
+def set_reason(rollout: Rollout, reason: ReasonLike) -> None:
     """Store why nothing moves; no transition, so the revision stays."""
-    if rollout.reason != reason:
-        Rollout.objects.filter(pk=rollout.pk, revision=rollout.revision).update(reason=reason)
+    text = reason_of(reason)
+    if rollout.reason != text.detail:
+        Rollout.objects.filter(pk=rollout.pk, revision=rollout.revision).update(
+            reason=text.detail, headline=text.headline
+        )
 
 
 def _start(rollout: Rollout, context: StepContext) -> None:
@@ -136,7 +140,7 @@ WITHOUT_STEPS = {
 }
 
 
-def _fail(rollout: Rollout, reason: str, now: datetime) -> None:
+def _fail(rollout: Rollout, reason: ReasonLike, now: datetime) -> None:
     release_split(owner_id=rollout.pk)
     set_phase(rollout, Phase.FAILED, reason, INTERLOCK, now)
     # The rollback of one of the others rolls back the rest of the release.
@@ -163,13 +167,13 @@ def _bake(rollout: Rollout, context: StepContext) -> None:
     if decision.action is not Action.ADVANCE:
         _clear_step_passed(rollout)
     if decision.action is Action.ROLL_BACK:
-        _propose_rollback(rollout, decision.reason, context, evidence)
+        _propose_rollback(rollout, decision.why, context, evidence)
     elif decision.action is Action.PAUSE:
-        set_phase(rollout, Phase.PAUSED, decision.reason, INTERLOCK, context.now, evidence=evidence)
+        set_phase(rollout, Phase.PAUSED, decision.why, INTERLOCK, context.now, evidence=evidence)
     elif decision.action is Action.ADVANCE:
-        _pass_step(rollout, decision.reason, context, evidence)
+        _pass_step(rollout, decision.why, context, evidence)
     else:
-        set_reason(rollout, decision.reason)
+        set_reason(rollout, decision.why)
 
 
 def _evaluate(
@@ -213,7 +217,7 @@ def _clear_step_passed(rollout: Rollout) -> None:
 
 
 def _pass_step(
-    rollout: Rollout, reason: str, context: StepContext, evidence: dict[str, Any]
+    rollout: Rollout, reason: ReasonLike, context: StepContext, evidence: dict[str, Any]
 ) -> None:
     """Pass a step whose checks and gate passed, unless an instance or a freeze holds it."""
     if behind := context.roster.unacked(rollout.generation or 0):
@@ -235,13 +239,13 @@ def _held_by_freeze(rollout: Rollout, now: datetime) -> bool:
 
 
 def _propose_advance(
-    rollout: Rollout, reason: str, context: StepContext, evidence: dict[str, Any] | None
+    rollout: Rollout, reason: ReasonLike, context: StepContext, evidence: dict[str, Any] | None
 ) -> None:
     context.apply_or_defer(rollout, lambda locked, at: _advance(locked, reason, at, evidence))
 
 
 def _propose_rollback(
-    rollout: Rollout, reason: str, context: StepContext, evidence: dict[str, Any]
+    rollout: Rollout, reason: ReasonLike, context: StepContext, evidence: dict[str, Any]
 ) -> None:
     context.apply_or_defer(
         rollout,
@@ -250,7 +254,9 @@ def _propose_rollback(
     )
 
 
-def _advance(rollout: Rollout, reason: str, now: datetime, evidence: dict[str, Any] | None) -> None:
+def _advance(
+    rollout: Rollout, reason: ReasonLike, now: datetime, evidence: dict[str, Any] | None
+) -> None:
     """Start the next step or make the target stable; all models of a release at once."""
     others = companions(rollout)
     if rollout.release_id is None:
@@ -275,7 +281,7 @@ def _has_passed(other: Rollout, rollout: Rollout) -> bool:
 
 
 def _take_next_step(
-    rollout: Rollout, reason: str, now: datetime, evidence: dict[str, Any] | None
+    rollout: Rollout, reason: ReasonLike, now: datetime, evidence: dict[str, Any] | None
 ) -> None:
     following = rollout.step_index + 1
     if following < len(from_json(rollout.plan_document).steps):
@@ -329,7 +335,11 @@ def _rolled_back_by_trip(rollout: Rollout, context: StepContext) -> bool:
     if trip is None:
         return False
     reason = f"the circuit breaker of {rollout.target} opened on instance {trip.instance}"
-    _propose_rollback(rollout, f"{reason}: {trip.reason}", context, {"trips": trip.count})
+    full = Reason(
+        f"Rolled back: circuit breaker open on {trip.instance}"[:HEADLINE_MAX],
+        f"{reason}: {trip.reason}",
+    )
+    _propose_rollback(rollout, full, context, {"trips": trip.count})
     return True
 
 
@@ -348,7 +358,7 @@ def _rolled_back_by_checks(rollout: Rollout, plan: PlanDocument, context: StepCo
     decision, answers = _evaluate(rollout, plan, context)
     if decision.action is not Action.ROLL_BACK:
         return False
-    _propose_rollback(rollout, decision.reason, context, _evidence_of(answers))
+    _propose_rollback(rollout, decision.why, context, _evidence_of(answers))
     return True
 
 
@@ -358,10 +368,10 @@ def _finish_promoting(rollout: Rollout, context: StepContext) -> None:
 
 def _finish_rolling_back(rollout: Rollout, context: StepContext) -> None:
     # The reason of the rollback stays: it is the one that people need.
-    _finish(rollout, Phase.ROLLED_BACK, rollout.reason, context)
+    _finish(rollout, Phase.ROLLED_BACK, Reason(rollout.headline, rollout.reason), context)
 
 
-def _finish(rollout: Rollout, phase: Phase, reason: str, context: StepContext) -> None:
+def _finish(rollout: Rollout, phase: Phase, reason: ReasonLike, context: StepContext) -> None:
     """End the rollout when every live instance serves the table; otherwise try again next tick."""
     if not context.roster.unacked(rollout.generation or 0):
         set_phase(rollout, phase, reason, INTERLOCK, context.now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -29,6 +29,8 @@ class CheckResult:
     evidence: dict[str, JSON]
     # False where no further data can change the verdict, so that waiting is pointless.
     is_decidable: bool = True
+    # The figures alone, as a headline shows them; of an empty one the reason makes it.
+    headline: str = field(default="", compare=False)
 
 
 def format_percent(rate: float, digits: int = 2) -> str:
