@@ -110,9 +110,8 @@ def status_of(client: Client, options: argparse.Namespace) -> int:
         return show_json(report)
     print(report["summary"])
     for event in report["events"]:
-        print(
-            f"  {event['at'][:19]}  {event['to_state']:<13} {event['actor']}: {format_reason(event)}"
-        )
+        at, phase, reason = event["at"][:19], event["to_state"], format_reason(event)
+        print(f"  {at}  {phase:<13} {event['actor']}: {reason}")
     return EXIT_OK
 
 

@@ -298,7 +298,7 @@ INSTANCE_LIVE_S = env.integer(
 )  # fmt: skip
 INSTANCE_FORGOTTEN_S = env.integer(
     "INTERLOCK_INSTANCE_FORGOTTEN_S", 900,
-    "an instance that is silent for longer is taken for gone, and holds nothing", "s", at_least=10,
+    "an instance that is silent for longer no longer holds rollouts", "s", at_least=10,
 )  # fmt: skip
 
 LOOP_LATE_S = env.integer(

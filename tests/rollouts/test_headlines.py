@@ -1,6 +1,7 @@
 """A reason has a headline without statistics, and a detail with them; both are kept and shown."""
 
-import numpy as np
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,11 +9,14 @@ from hypothesis import strategies as st
 from apps.rollouts.check_kinds import ERROR_RATE, CheckDocument
 from apps.rollouts.checks import CheckSettings, judge_error_rate
 from apps.rollouts.decisions import Action, JudgedCheck, StepClock, StepFacts, decide_step
+from apps.rollouts.eprocess import BucketCounts
 from apps.rollouts.models import Rollout, RolloutEvent
 from apps.rollouts.phases import roll_back
 from apps.rollouts.reasons import HEADLINE_MAX, Reason, detail_of, headline_of
 from apps.rollouts.verdicts import CheckResult, Verdict
-from tests.rollouts.factories import ANNA, NOW, make_baking, make_model
+from tests.rollouts.factories import ANNA, make_baking, make_model
+
+NOW = datetime(2026, 11, 30, tzinfo=UTC)
 
 
 @given(st.text(max_size=400))
@@ -48,13 +52,9 @@ def test_the_headline_of_a_failed_check_has_its_figures_and_no_odds():
 
 
 def test_checks_of_traffic_give_figures():
-    counts = [
-        pytest.importorskip("apps.rollouts.interval_series").BucketCounts(200, 60, 2_000, 20)
-        for _ in range(12)
-    ]
+    counts = [BucketCounts(200, 60, 2_000, 20) for _ in range(12)]
     result = judge_error_rate(counts, CheckSettings())
-    assert result.headline == "30.00 % errors against 1.00 % on stable, after 2,400 requests"
-    assert np.isfinite(len(result.headline))
+    assert result.headline == "30.0 % errors against 1.0 % on stable, after 2,400 requests"
 
 
 @pytest.mark.django_db
