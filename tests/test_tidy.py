@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
+TEMPLATE_COLUMNS_MAX = 120
 TEST_LINES_MAX = 25
 PRODUCT = ("apps", "cli", "contract", "controlplane", "dataplane", "embedded")
 # Hot-path functions that may be longer, each justified by a benchmark; at most five.
@@ -51,6 +52,16 @@ def is_test(path: Path) -> bool:
 def test_no_file_is_longer_than_the_limit() -> None:
     long = {p.relative_to(ROOT): n for p in files() if (n := p.read_text().count("\n")) > 500}
     assert not long, f"more than {FILE_LINES_MAX} lines: {long}"
+
+
+def test_no_line_of_a_template_is_longer_than_the_limit() -> None:
+    long = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sorted((ROOT / "templates").rglob("*.html"))
+        for number, line in enumerate(path.read_text().split("\n"), 1)
+        if len(line) > TEMPLATE_COLUMNS_MAX
+    ]
+    assert not long
 
 
 def test_no_function_is_longer_than_the_limit() -> None:
