@@ -150,7 +150,6 @@ def _foreign_reason(outcome: Outcome, sender: Tenancy) -> str:
 
 
 def sent_by(outcomes: Outcomes, sender: Tenancy) -> list[Outcome]:
-    """Return the outcomes with their sender."""
     models = tuple(sorted(sender.models)) if sender.models is not None else ()
     return [msgspec.structs.replace(each, tenant=sender.name, models=models) for each in outcomes]
 

@@ -50,7 +50,6 @@ class _RankQuery:
         return ranks_of(self.n, self.quantile)
 
     def order(self, values: Sequence[float], equal: int) -> OrderStatistics:
-        """Return the order statistics with the values at the ranks."""
         value = values[self.ranks.index(value_rank(self.n, self.quantile))]
         return OrderStatistics(self.n, tuple(values), value, equal)
 

@@ -111,7 +111,6 @@ def values(scan: Scan, columns: MetricColumns) -> list[str]:
 
 
 def fetch_rows(sql: str, parameters: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """Return the rows of a query."""
     with connection.cursor() as cursor:
         cursor.execute(sql, parameters)
         return list(cursor.fetchall())

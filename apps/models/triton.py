@@ -138,7 +138,6 @@ def _token() -> dict[str, str]:
 
 
 def endpoints_of(cluster: ServingCluster) -> list[Endpoint]:
-    """Return the endpoints of a cluster."""
     return [Endpoint(url) for url in cluster.endpoints]
 
 

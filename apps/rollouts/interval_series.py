@@ -105,7 +105,6 @@ def is_by_client(intervals: Sequence[Interval]) -> bool:
 
 
 def by_instance(interval: Interval, names: tuple[str, str]) -> dict[str, BucketCounts]:
-    """Return the counts of an interval by instance."""
     canary, control = interval.canary.instances, interval.control.instances
     both = {name: (canary.get(name), control.get(name)) for name in canary.keys() | control.keys()}
     return {
