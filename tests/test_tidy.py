@@ -24,6 +24,9 @@ UNFINISHED = re.compile(
     r"\b(TO[D]O|FIXM[E]|XX[X]|NotImplemente[d]Error)\b|mark\.(ski[p]|xfai[l])\b"
 )
 
+# A link from a document to a file of this repository, without its anchor.
+LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]+)")
+
 
 @cache
 def files() -> tuple[Path, ...]:
@@ -115,3 +118,14 @@ def test_every_package_of_the_product_is_checked_for_its_imports() -> None:
     configuration = (ROOT / "pyproject.toml").read_text()
     line = next(row for row in configuration.splitlines() if row.startswith("root_packages"))
     assert all(f'"{package}"' in line for package in PRODUCT)
+
+
+def test_every_file_that_a_document_links_to_exists() -> None:
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "bench" / "README.md"]
+    dead = [
+        f"{document.relative_to(ROOT)}: {target}"
+        for document in documents
+        for target in LINK.findall(document.read_text())
+        if not (document.parent / target).exists()
+    ]
+    assert not dead
