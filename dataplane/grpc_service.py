@@ -17,7 +17,7 @@ import grpc.aio  # type: ignore[import-untyped]
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2 as messages
 
-from dataplane import metadata
+from dataplane import protocol_metadata
 from dataplane.admission import TIMEOUT_HEADER, Tenancy
 from dataplane.caller import Abandonable
 from dataplane.config import Limits
@@ -180,14 +180,16 @@ class GrpcService:
         return bytes(messages.ServerReadyResponse(ready=ready).SerializeToString())
 
     async def server_metadata(self, data: bytes, context: Any) -> bytes:
-        answer = messages.ServerMetadataResponse(**metadata.server_metadata())
+        answer = messages.ServerMetadataResponse(**protocol_metadata.server_metadata())
         return bytes(answer.SerializeToString())
 
     async def model_ready(self, data: bytes, context: Any) -> bytes:
         message = _parse(messages.ModelReadyRequest, data)
         ready = True
         try:
-            metadata.check_ready(self._serving.model(message.name), message.version or None)
+            protocol_metadata.check_ready(
+                self._serving.model(message.name), message.version or None
+            )
         except Refusal:
             ready = False
         return bytes(messages.ModelReadyResponse(ready=ready).SerializeToString())
@@ -195,21 +197,21 @@ class GrpcService:
     async def model_metadata(self, data: bytes, context: Any) -> bytes:
         message = _parse(messages.ModelMetadataRequest, data)
         model = self._serving.model(message.name)
-        document = metadata.model_metadata(model, message.version or None)
+        document = protocol_metadata.model_metadata(model, message.version or None)
         return bytes(messages.ModelMetadataResponse(**document).SerializeToString())
 
     async def model_config(self, data: bytes, context: Any) -> bytes:
         self._operator.check(_headers(context))
         message = _parse(messages.ModelConfigRequest, data)
         model = self._serving.model(message.name)
-        document = metadata.model_config(model, message.version or None)
+        document = protocol_metadata.model_config(model, message.version or None)
         return bytes(messages.ModelConfigResponse(config=document).SerializeToString())
 
     async def model_statistics(self, data: bytes, context: Any) -> bytes:
         self._operator.check(_headers(context))
         message = _parse(messages.ModelStatisticsRequest, data)
         name, version = message.name or None, message.version or None
-        document = metadata.model_statistics(self._serving, name, version)
+        document = protocol_metadata.model_statistics(self._serving, name, version)
         return bytes(messages.ModelStatisticsResponse(**document).SerializeToString())
 
     async def unsupported(self, data: bytes, context: Any) -> bytes:

@@ -17,7 +17,7 @@ import httptools
 from dataplane import compression, http_refusals
 from dataplane.errors import Refusal, unavailable
 from dataplane.exchange import Exchange
-from dataplane.http_server import Server
+from dataplane.http_listener import Server
 from dataplane.http_upgrades import body_parser
 
 # Headers with which an HTTP/1.0 request can ask to keep the connection.

@@ -17,13 +17,13 @@ import redis.asyncio as redis
 from contract.message_signatures import HOME_HEADER, INSTANCE_HEADER, Sealer
 from dataplane import redis_client
 from dataplane.admission import Admission
-from dataplane.app import Application
 from dataplane.cache import Cache, SharedCache, shared_client
 from dataplane.config import Config, keep_grpc_over_forks
 from dataplane.emergency_pin import Pins
 from dataplane.heartbeat import Heartbeat
+from dataplane.http_listener import Server
 from dataplane.http_protocol import HttpConnection
-from dataplane.http_server import Server
+from dataplane.http_routes import Application
 from dataplane.instance_identity import Standing, read_home
 from dataplane.pin_file import PinFile
 from dataplane.predict import Predictor

@@ -23,10 +23,10 @@ from dataplane.codec import InferRequest
 from dataplane.errors import Refusal, unavailable
 from dataplane.fair_queue import ABANDONED
 from dataplane.request_labels import Counted
+from dataplane.response_headers import CACHED_LINES, COMPUTED_LINES, cached_stages, computed_stages
 from dataplane.responses import Form, infer_form, plain_form
 from dataplane.serving import FIRST_ATTEMPT, Lane, LiveModel, Serving
 from dataplane.telemetry import Telemetry
-from dataplane.timing import CACHED_LINES, COMPUTED_LINES, cached_stages, computed_stages
 from dataplane.triton import Fault, TritonError
 from dataplane.unit_clusters import cluster_of_bucket
 

@@ -13,8 +13,8 @@ from apps.experiments.distributions import (
     distributions,
     order_statistics,
 )
-from apps.experiments.level_moments import level_moments
 from apps.experiments.models import Experiment
+from apps.experiments.moments_by_level import level_moments
 from apps.experiments.sources import LevelMoments, PhaseCount
 from apps.experiments.unit_query import Scan, fetch_rows
 

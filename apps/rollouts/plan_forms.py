@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from django import forms
 
 from apps.models.models import Role, valid_name
+from apps.rollouts.check_json_lines import read_lines, to_lines
 from apps.rollouts.check_kinds import DEFAULT_CHECKS, KINDS, CheckDocument
-from apps.rollouts.check_lines import read_lines, to_lines
 from apps.rollouts.models import Control, Gate, Plan
 from apps.rollouts.plans import PlanDocument, StepDocument, document_of
 from contract.names import NAME_RULE

@@ -180,7 +180,7 @@ async def test_every_assigned_request_ends_once_whatever_clients_and_servers_do(
 async def test_a_hanging_loop_ages_readiness(valkey, tmp_path, monkeypatch):
     async with an_instance(valkey, tmp_path) as (instance, client, _, _):
         await applied(instance)
-        monkeypatch.setattr("dataplane.app.LOOP_AGE_MAX_S", -1.0)
+        monkeypatch.setattr("dataplane.http_routes.LOOP_AGE_MAX_S", -1.0)
         ready = await client.get("/v2/health/ready")
         assert ready.status_code == 503
         assert "loop has not turned" in ready.json()["error"]

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from contract.routing import Batching, CanarySplit
-from dataplane.app import Application
+from dataplane.http_routes import Application
 from dataplane.outcome_refusals import Refusals
 from dataplane.predict import Predictor
 from dataplane.serving import Serving

@@ -9,8 +9,8 @@ import uvloop
 
 from contract.routing import Batching
 from dataplane.config import Limits
+from dataplane.http_listener import Server
 from dataplane.http_protocol import HttpConnection
-from dataplane.http_server import Server
 from tests.dataplane.test_predict import ALL, BOOM, INFER, ROW, Plane
 from tests.dataplane.wire import Wire, request
 from tests.dataplane.worlds import body, known, sums_reply

@@ -9,8 +9,8 @@ from typing import Any
 
 from dataplane.config import Limits
 from dataplane.exchange import Exchange
+from dataplane.http_listener import Server
 from dataplane.http_protocol import HttpConnection
-from dataplane.http_server import Server
 
 
 class MockTransport:

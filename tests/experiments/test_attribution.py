@@ -11,8 +11,8 @@ from apps.experiments import attribution as module
 from apps.experiments.attribution import compute_attribution
 from apps.experiments.models import Experiment, Metric
 from apps.experiments.postgres import Postgres
+from apps.experiments.result_tables.attribution import attribution_notices, attribution_table
 from apps.experiments.services import MetricChoice
-from apps.experiments.tables.attribution import attribution_notices, attribution_table
 from tests.experiments.factories import NOW, expose, make_metric, make_running, observe
 
 pytestmark = pytest.mark.django_db

@@ -13,9 +13,9 @@ from django.test import Client
 
 from apps.experiments.backlog import DEAD, GROUP, is_ingested, read_backlog, read_result_backlog
 from apps.experiments.models import Experiment
+from apps.experiments.result_tables.notices import backlog_notices
 from apps.experiments.results import compute_result, finalise_result
 from apps.experiments.services import stop_experiment
-from apps.experiments.tables.notices import backlog_notices
 from contract.messages import FIELD, STREAM_EXPOSURES, STREAM_OUTCOMES, STREAMS
 from controlplane.models import ApiToken
 from tests.experiments.factories import ANNA, NOW, make_running

@@ -16,7 +16,7 @@ from apps.experiments.charts import (
     trend_figure,
 )
 from apps.experiments.charts.parts import BANDS_MAX, style_of
-from apps.experiments.tables.wording import Scale
+from apps.experiments.result_tables.wording import Scale
 from tests.experiments.stored import (
     NOTHING_SEEN,
     arm,

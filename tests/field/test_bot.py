@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from apps.experiments.models import Metric
+from apps.experiments.result_tables.notices import notices
 from apps.experiments.results import compute_result
 from apps.experiments.services import MetricChoice
-from apps.experiments.tables.notices import notices
 from apps.experiments.unit_values import fold_all
 from cli.experiments import remarks
 from tests.experiments.factories import NOW, expose, make_running, observe

@@ -9,8 +9,8 @@ import pytest
 
 from apps.experiments.ingestion import apply_exposures, record_outcomes
 from apps.experiments.models import Experiment
+from apps.experiments.result_tables.notices import notices
 from apps.experiments.results import compute_result
-from apps.experiments.tables.notices import notices
 from apps.experiments.unit_values import fold_all
 from contract.request_ids import request_id_unit
 from tests.experiments.factories import NOW, NOW_MS, batch, exposure, make_running, outcome

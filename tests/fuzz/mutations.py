@@ -18,11 +18,11 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2 as messages
 
 from contract.routing import UnitKey
-from dataplane.app import Application
 from dataplane.codec import Codec
 from dataplane.compression import inflate
 from dataplane.errors import Refusal
 from dataplane.grpc_codec import read_message
+from dataplane.http_routes import Application
 from dataplane.predict import Predictor
 from dataplane.serving import Serving
 from dataplane.telemetry import Telemetry

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from apps.experiments.charts.parts import Figure, arms_of, empty, layout_of, style_of
-from apps.experiments.tables.wording import Scale
+from apps.experiments.result_tables.wording import Scale
 
 # Edges that span more than this factor need a logarithmic axis.
 LINEAR_MAX = 1_000.0

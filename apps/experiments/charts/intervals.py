@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from apps.experiments.charts.parts import Figure, empty, layout_of, titled
-from apps.experiments.tables.wording import Scale
+from apps.experiments.result_tables.wording import Scale
 
 
 def interval_figure(metric: dict[str, Any], scale: Scale) -> Figure:

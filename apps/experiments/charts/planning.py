@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from apps.experiments.charts.parts import Figure, empty, layout_of
-from apps.experiments.tables.wording import Scale
+from apps.experiments.result_tables.wording import Scale
 
 READINGS = (("fixed", "at the planned end", "--stable"), ("sequential", "at any time", "--canary"))
 

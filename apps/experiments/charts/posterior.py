@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from apps.experiments.charts.parts import Figure, arms_of, empty, layout_of, style_of, titled
-from apps.experiments.tables.wording import Scale
+from apps.experiments.result_tables.wording import Scale
 
 NORMAL_PRIOR = re.compile(r"N\(0, ([0-9.]+)²\)")
 POINTS = 121

@@ -13,7 +13,7 @@ from apps.experiments.charts.parts import (
     style_of,
     titled,
 )
-from apps.experiments.tables.wording import Scale
+from apps.experiments.result_tables.wording import Scale
 
 # A Unix time in milliseconds and {arm: [difference, low, high, n]} of one metric.
 Point = tuple[int, dict[str, list[float | None]]]

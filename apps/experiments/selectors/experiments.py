@@ -9,8 +9,8 @@ from django.db.models import F, Func, JSONField, Max, QuerySet, TextField, Value
 from django.db.models.fields.json import KeyTextTransform, KeyTransform
 
 from apps.experiments.models import Experiment
+from apps.experiments.result_tables.breakdowns import guardrail_tone
 from apps.experiments.states import EXPERIMENT_TRANSITIONS, ExperimentState
-from apps.experiments.tables.breakdowns import guardrail_tone
 from apps.lib.errors import NotFound
 from apps.lib.pages import stamp_of
 from apps.models.models import Deployment, ModelVersion, RegisteredModel

@@ -13,17 +13,22 @@ from django.db.models.functions import RowNumber
 from apps.experiments import charts
 from apps.experiments.charts.trend import Point
 from apps.experiments.models import Experiment, ResultSnapshot
+from apps.experiments.result_tables.attribution import attribution_table
+from apps.experiments.result_tables.breakdowns import breakdowns, held_out
+from apps.experiments.result_tables.legacy_results import upgrade_schema
+from apps.experiments.result_tables.notices import notices
+from apps.experiments.result_tables.phases import phase_rows
+from apps.experiments.result_tables.results import (
+    MetricRow,
+    group_by_role,
+    metric_rows,
+    select_metric,
+)
+from apps.experiments.result_tables.wording import Scale, scale_of
 from apps.experiments.selectors.experiments import awaits_final, is_over, placements
 from apps.experiments.ship import shipping_doubts
 from apps.experiments.snapshots import snapshots_of
 from apps.experiments.states import ExperimentState
-from apps.experiments.tables.attribution import attribution_table
-from apps.experiments.tables.breakdowns import breakdowns, held_out
-from apps.experiments.tables.legacy_results import upgrade_schema
-from apps.experiments.tables.notices import notices
-from apps.experiments.tables.phases import phase_rows
-from apps.experiments.tables.results import MetricRow, group_by_role, metric_rows, select_metric
-from apps.experiments.tables.wording import Scale, scale_of
 
 E = ExperimentState
 # A chart of this width cannot show more points.

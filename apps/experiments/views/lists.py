@@ -9,8 +9,8 @@ from django.views.decorators.http import require_safe
 
 from apps.experiments.backlog import read_result_backlog
 from apps.experiments.forms.filters import ExperimentFilterForm
+from apps.experiments.result_tables.notices import backlog_notices
 from apps.experiments.selectors import experiments as selectors
-from apps.experiments.tables.notices import backlog_notices
 from apps.lib.pages import PageRequest, page
 
 PAGE_SIZE = 50

@@ -14,9 +14,9 @@ from apps.experiments.charts.planning import detectable_figure
 from apps.experiments.forms.power import PowerForm
 from apps.experiments.models import Experiment
 from apps.experiments.power import DAY_S, plan_size
+from apps.experiments.result_tables.wording import scale_of
 from apps.experiments.selectors import experiments as selectors
 from apps.experiments.states import ExperimentState
-from apps.experiments.tables.wording import scale_of
 from apps.experiments.views.common import find_for_operator, posted_revision
 from apps.lib.clock import database_now
 from apps.lib.errors import Invalid

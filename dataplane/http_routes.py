@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 import orjson
 
-from dataplane import metadata
+from dataplane import protocol_metadata
 from dataplane.admission import Tenancy
 from dataplane.emergency_pin import Operator, Pins
 from dataplane.errors import Refusal, bad_request, unavailable
@@ -149,7 +149,7 @@ class Application:
             route = self._model_route(name, version, rest)
             if route is not None:
                 return route
-        if parts[1:2] == ["v2"] and (refusal := metadata.unsupported_path(parts[2:])):
+        if parts[1:2] == ["v2"] and (refusal := protocol_metadata.unsupported_path(parts[2:])):
             raise refusal
         raise Refusal(404, "path_not_found", f"unknown path {path[:200]!r}")
 
@@ -171,7 +171,7 @@ class Application:
     # --- health and metadata -------------------------------------------------------------------
 
     def _server_metadata(self, exchange: Exchange) -> None:
-        _answer(exchange, metadata.server_metadata())
+        _answer(exchange, protocol_metadata.server_metadata())
 
     def _live(self, exchange: Exchange) -> None:
         _answer(exchange, {"live": True})
@@ -206,17 +206,17 @@ class Application:
         return None
 
     def _model_ready(self, exchange: Exchange, name: str, version: str | None) -> None:
-        metadata.check_ready(self._serving.model(name), version)
+        protocol_metadata.check_ready(self._serving.model(name), version)
         _answer(exchange, {"name": name, "ready": True})
 
     def _model_metadata(self, exchange: Exchange, name: str, version: str | None) -> None:
-        _answer(exchange, metadata.model_metadata(self._serving.model(name), version))
+        _answer(exchange, protocol_metadata.model_metadata(self._serving.model(name), version))
 
     def _model_config(self, exchange: Exchange, name: str, version: str | None) -> None:
-        _answer(exchange, metadata.model_config(self._serving.model(name), version))
+        _answer(exchange, protocol_metadata.model_config(self._serving.model(name), version))
 
     def _statistics(self, exchange: Exchange, name: str | None, version: str | None) -> None:
-        _answer(exchange, metadata.model_statistics(self._serving, name, version))
+        _answer(exchange, protocol_metadata.model_statistics(self._serving, name, version))
 
     async def _page(self) -> Page:
         return await collect(self._serving, self._publisher, self._sync, self.heartbeats)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from apps.experiments.tables.wording import NOTHING, Scale, p_value, scale_of
+from apps.experiments.result_tables.wording import NOTHING, Scale, p_value, scale_of
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataplane.timing import CACHED_LINES, COMPUTED_LINES, cached_stages, computed_stages
+from dataplane.response_headers import CACHED_LINES, COMPUTED_LINES, cached_stages, computed_stages
 
 seconds = st.floats(0, 0.2) | st.floats(0, 1e4)
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from apps.experiments.tables.breakdowns import breakdowns, guardrail_tone, held_out
-from apps.experiments.tables.legacy_results import upgrade_schema
-from apps.experiments.tables.notices import notices
-from apps.experiments.tables.results import group_by_role, metric_rows, select_metric
-from apps.experiments.tables.wording import NOTHING, Scale, p_value, probability, scale_of
+from apps.experiments.result_tables.breakdowns import breakdowns, guardrail_tone, held_out
+from apps.experiments.result_tables.legacy_results import upgrade_schema
+from apps.experiments.result_tables.notices import notices
+from apps.experiments.result_tables.results import group_by_role, metric_rows, select_metric
+from apps.experiments.result_tables.wording import NOTHING, Scale, p_value, probability, scale_of
 from tests.experiments import stored
 from tests.experiments.stored import NOTHING_SEEN, guardrail, metric, stored_result
 

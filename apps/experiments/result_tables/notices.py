@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from apps.experiments.tables.attribution import attribution_notices
+from apps.experiments.result_tables.attribution import attribution_notices
 
 # The sequential test of the sample ratio has little power with few units. A chi-square p-value
 # below this gives an early warning.

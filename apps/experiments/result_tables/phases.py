@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from apps.experiments.tables.wording import NOTHING, Scale
+from apps.experiments.result_tables.wording import NOTHING, Scale
 
 
 @dataclass(frozen=True)

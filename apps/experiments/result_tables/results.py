@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from apps.experiments.tables.phases import describe_basis
-from apps.experiments.tables.wording import (
+from apps.experiments.result_tables.phases import describe_basis
+from apps.experiments.result_tables.wording import (
     NOTHING,
     Scale,
     level_percent,
