@@ -68,7 +68,9 @@ def inflate(
                 check(piece)
             pieces.append(piece)
     except zlib.error as error:
-        raise bad_request("malformed_encoding", f"the body is damaged: {error}") from None
+        raise bad_request(
+            "malformed_encoding", f"the body cannot be decompressed: {error}"
+        ) from None
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 

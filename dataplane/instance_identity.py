@@ -56,7 +56,7 @@ class Standing:
     def check(self) -> None:
         """Raise Withheld while the control plane would refuse what we send."""
         if self.obstacle is not None:
-            raise Withheld(f"{self.obstacle}; data to send waits on disk")
+            raise Withheld(f"{self.obstacle}; unsent data is kept on disk")
 
 
 def read_home(folder: Path) -> tuple[str, bool]:

@@ -135,5 +135,5 @@ def too_large(bytes_max: int) -> Refusal:
 def _too_many(what: str, limit: int) -> Refusal:
     return bad_request(
         "too_many_elements",
-        f"the body has more than {limit} {what}, which no valid request needs",
+        f"the body has more than {limit} {what}, more than any valid request can contain",
     )

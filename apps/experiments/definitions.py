@@ -77,7 +77,9 @@ def create_experiment(
         Conflict: the name is taken.
     """
     if name in RESERVED_EXPERIMENTS:
-        raise Invalid(f"{name} is reserved for a page; choose another name", field="name")
+        raise Invalid(
+            f"{name!r} is reserved: a page has it in its URL; choose another name", field="name"
+        )
     experiment = Experiment(
         name=name,
         model=model,

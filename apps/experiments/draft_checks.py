@@ -226,7 +226,9 @@ def margin_of(choice: MetricChoice) -> float | None:
             )
         return None
     if (choice.margin is None) == (choice.margin_relative is None):
-        raise Invalid("a guardrail needs margin, or margin_relative with baseline", field=where)
+        raise Invalid(
+            "a guardrail needs either 'margin' or 'margin_relative' (with 'baseline')", field=where
+        )
     margin = choice.margin
     if choice.margin_relative is not None:
         if choice.baseline is None:

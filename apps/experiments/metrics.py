@@ -62,7 +62,9 @@ def create_metric(
         Conflict: the name is taken.
     """
     if name in RESERVED_METRICS:
-        raise Invalid(f"{name} is reserved for a page; choose another name", field="name")
+        raise Invalid(
+            f"{name!r} is reserved: a page has it in its URL; choose another name", field="name"
+        )
     if kind not in KIND.values:
         raise Invalid(
             f"unknown kind {kind!r}; expected one of {', '.join(KIND.values)}", field="kind"

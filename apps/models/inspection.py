@@ -223,11 +223,11 @@ def _check_kinds(graph: Any) -> None:
             if item.name in constants or kind in ("tensor_type", None):
                 continue
             kind_name = {"sequence_type": "a sequence", "map_type": "a map"}.get(
-                kind, f"of the kind {kind.removesuffix('_type')}"
+                kind, f"a value of kind {kind.removesuffix('_type')}"
             )
             raise Refused(
-                f"its {what} {item.name!r} is not a tensor but {kind_name}; a classifier of "
-                "scikit-learn is converted with options={'zipmap': False}"
+                f"its {what} {item.name!r} is {kind_name}, not a tensor; convert scikit-learn "
+                "classifiers with options={'zipmap': False}"
             )
 
 

@@ -53,7 +53,10 @@ def check_webhook(
         raise Forbidden("X-MLflow-Signature does not match the body and the shared secret.")
     age_s = (time.time() if now_s is None else now_s) - int(timestamp)
     if abs(age_s) > AGE_MAX_S:
-        raise Forbidden(f"X-MLflow-Timestamp is {age_s:.0f} s ago; the maximum is {AGE_MAX_S} s.")
+        raise Forbidden(
+            f"X-MLflow-Timestamp differs from the server's clock by {abs(age_s):.0f} s; the "
+            f"maximum is {AGE_MAX_S} s."
+        )
 
 
 def queue_sync() -> bool:

@@ -197,7 +197,7 @@ def _save(response: HTTPResponse, host: str, path: Path) -> None:
         )
     if not 200 <= response.status < 300:
         problem = Unavailable if response.status >= 500 else NotFound
-        raise problem(f"{host} answered {response.status}.")
+        raise problem(f"{host} returned HTTP {response.status}.")
     size = 0
     with path.open("wb") as file:
         while chunk := response.read(CHUNK_BYTES):

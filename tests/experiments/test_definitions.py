@@ -142,7 +142,7 @@ def test_it_refuses_a_name_that_is_taken() -> None:
         ([{}, {"role": "secondary"}], "metric accuracy appears twice"),
         ([{"margin": 0.1}], "only a guardrail has a margin"),
         ([{"mann_whitney": True}], "this is a proportion"),
-        ([{"role": "guardrail"}], "needs margin, or margin_relative with baseline"),
+        ([{"role": "guardrail"}], "needs either 'margin' or 'margin_relative'"),
         ([{"role": "guardrail", "margin_relative": 0.1}], "margin_relative needs baseline"),
         ([{"role": "guardrail", "margin": 0.0}], "must be a number above 0"),
         ([{"role": "guardrail", "margin": float("nan")}], "must be a number above 0"),

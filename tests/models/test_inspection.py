@@ -72,8 +72,8 @@ def unknown_rank() -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (sequence_output(), "its output 'y' is not a tensor but a sequence"),
-        (optional_input(), "its input 'x' is not a tensor but of the kind optional"),
+        (sequence_output(), "its output 'y' is a sequence, not a tensor"),
+        (optional_input(), "its input 'x' is a value of kind optional, not a tensor"),
         (foreign_op(), "my.ops:Rot13"),
         (newest_opset(), "Opset 99 is under development"),
         (no_input(), "takes no input"),

@@ -173,7 +173,7 @@ def test_a_listed_host_is_read(https: str, place: Path) -> None:
 
 
 def test_errors_of_a_listed_host_are_reported(https: str, place: Path, settings: Any) -> None:
-    with pytest.raises(NotFound, match="answered 404"):
+    with pytest.raises(NotFound, match="returned HTTP 404"):
         fetch_model(f"{https}/none.onnx", place)
     with pytest.raises(Invalid, match="redirects are not followed: https://169"):
         fetch_model(f"{https}/moved", place)

@@ -75,7 +75,7 @@ def test_a_target_is_changed_tested_deactivated_and_activated(admin: Client) -> 
     assert OutboxMessage.objects.get().event == "test"
 
     post_yes(admin, OPS + "deactivate/")
-    assert "Nothing is sent: by ada." in text_of(admin, OPS)
+    assert "Nothing is sent. Deactivated: by ada." in text_of(admin, OPS)
     assert OutboxMessage.objects.get().state == "gave_up"
     admin.post(OPS + "activate/")
     assert NotificationTarget.objects.get().is_active

@@ -291,5 +291,5 @@ def test_pins_and_instances_that_stay_behind_are_warned_of(viewer: Client, path:
     make_instance("edge-1", pinned=["digits"])
     make_instance("edge-2", applied_generation=-5)
     page = text_of(viewer, path)
-    assert "<b>edge-1</b>: digits pinned to stable by its operator" in page
+    assert "<b>edge-1</b>: the instance's operator pinned digits to stable" in page
     assert "<b>edge-2</b> still serves generation -5" in page

@@ -72,7 +72,7 @@ def test_the_empty_overview_tells_how_to_register_the_first_model(viewer: Client
     text = text_of(viewer, "/")
 
     assert "mlflow.onnx.log_model" in text
-    assert "No data-plane instance reports" in text
+    assert "No data-plane instance is reporting" in text
 
 
 def test_the_overview_shows_shares_traffic_steps_and_decisions(viewer: Client) -> None:

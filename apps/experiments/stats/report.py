@@ -95,7 +95,7 @@ def _check(data: ExperimentData, alpha: float, planned_units: int) -> None:
         raise ValueError("arms must have different names")
     roles = [metric.spec.role for metric in data.metrics]
     if not roles or roles[0] != "primary" or "primary" in roles[1:]:
-        raise ValueError("the first metric, and no other, must be the primary metric")
+        raise ValueError("exactly one metric must be primary, and it must be the first")
     if not 0.0 < alpha < 1.0 or planned_units < 1:
         raise ValueError("alpha must be between 0 and 1, and the planned size at least 1")
 
