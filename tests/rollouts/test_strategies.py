@@ -113,7 +113,7 @@ def test_a_gate_waits_for_its_person_and_then_passes() -> None:
     rollout = follow({"weight_bp": 500, "gate": "person"}, {"weight_bp": 10_000})
     pass_step(rollout)
     assert (rollout.weight_bp, rollout.phase) == (500, Phase.BAKING)
-    assert "waits for the approval of a person (operator)" in rollout.reason
+    assert "waiting for approval by a person (operator)" in rollout.reason
     approve_step(rollout=rollout, actor=make_person("bea"), now=database_now())
     assert turn(rollout).weight_bp == 10_000
 
