@@ -65,7 +65,7 @@ def check_name(name: str) -> None:
     """Raise Invalid if `name` is not a valid model name."""
     fault = model_name_fault(name)
     if fault is not None:
-        raise Invalid(f"its model's name is not valid in a URL: {fault}", field="model")
+        raise Invalid(f"the name is not valid in a URL: {fault}", field="model")
 
 
 @contextmanager

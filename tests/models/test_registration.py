@@ -181,7 +181,7 @@ def test_a_too_large_content_length_is_refused(settings: Any, artifacts: Path) -
         ({"semantic_tag": "one two"}, "semantic_tag: "),
         ({"run_url": "javascript:alert(1)"}, "run_url: "),
         ({"warmup": [[{"name": "y"}]]}, "Warm-up request 1"),
-        ({"name": "a b"}, "its model's name is not valid in a URL"),
+        ({"name": "a b"}, "model: the name is not valid in a URL"),
     ],
 )
 def test_an_invalid_field_is_named(onnx: bytes, values: dict[str, Any], message: str) -> None:

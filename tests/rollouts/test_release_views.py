@@ -260,6 +260,6 @@ def test_starting_needs_the_role_on_every_model(client: Client) -> None:
     ModelRole.objects.create(user=user, model=digits, role=Role.OPERATOR)
     client.force_login(user)
 
-    assert "on which you have the role operator" in text_of(client, NEW)
+    assert "on which you are an operator" in text_of(client, NEW)
     assert client.post(NEW, CHOSEN | {"name": "autumn"}).status_code == 403
     assert not Release.objects.exists()

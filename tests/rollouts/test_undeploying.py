@@ -287,7 +287,7 @@ def test_files_go_once_the_version_has_left_its_servers(stored: dict[str, Path])
     act(undeploying.delete_version, version(3), reason="private data")
     assert finish_deletions() == 0
     assert left(stored) == set(stored)
-    assert "has not left local (private data) yet" in version(3).state_problem
+    assert "it is still loaded on local (private data)" in version(3).state_problem
 
     absent(3)
     assert finish_deletions() == 1
