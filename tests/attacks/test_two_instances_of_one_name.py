@@ -187,7 +187,7 @@ async def a_data_plane(
     folder: Path, url: str, token: str
 ) -> AsyncIterator[tuple[DataPlane, httpx.AsyncClient]]:
     config = Config(
-        host="127.0.0.1", port=0, control_url=url, instance_token=token, instance_name="edge",
+        bind=("127.0.0.1", 0), control_url=url, instance_token=token, instance_name="edge",
         state_dir=folder, redis_url=configured.REDIS_URL, poll_interval_s=0.1,
         report_interval_s=0.1, telemetry_interval_s=0.1, stop_timeout_s=3.0,
     )  # fmt: skip
