@@ -230,7 +230,7 @@ async def test_the_second_data_plane_keeps_its_messages_until_it_is_accepted(
             await until(lambda: "Another instance" in (second.standing.obstacle or ""))
             await tell(at_second, "2")
             await until(lambda: second.publisher.spool_bytes > 0)
-            with pytest.raises(Exception, match="waits on disk"):
+            with pytest.raises(Exception, match="kept on disk"):
                 await second.publisher.send_spooled()
             assert client_of_redis.xlen(STREAM_OUTCOMES) == 1
     # The first has reported its stop: the second, restarted, takes its place.
