@@ -39,7 +39,9 @@ def test_a_dead_but_ready_replica_gets_no_traffic_until_it_is_reloaded(tmp_path:
         both.one.reload()
         both.one.wait_for_traffic(20)
     report("A replica dead but ready", load, died_at)
-    # Requests in flight to the dead replica time out; no later request is sent to it.
+    # Requests in flight to the dead replica time out. Where other work keeps the cores busy, some
+    # clients send a second one before the first ones have timed out (22 with three test runs on two
+    # cores); no later request is sent to it.
     assert failures(load.answers).keys() <= {"504 deadline_exceeded"}
-    assert sum(failures(load.answers).values()) <= CLIENTS
+    assert sum(failures(load.answers).values()) <= 2 * CLIENTS
     assert failures(load.since(opened_at)) == {}
