@@ -30,7 +30,9 @@ def headline_of(text: str) -> str:
     line = " ".join(text.split()).split("; ")[0].rstrip(".")
     if len(line) > HEADLINE_MAX:
         line = f"{line[: HEADLINE_MAX - 1].rsplit(' ', 1)[0]}…"
-    return f"{line[:1].upper()}{line[1:]}"
+    # A name stays as it is written: digits:2.
+    starts_with_word = line.partition(" ")[0].rstrip(":,").isalpha()
+    return f"{line[:1].upper()}{line[1:]}" if starts_with_word else line
 
 
 # What a function takes that stores a reason.

@@ -28,6 +28,8 @@ def test_a_headline_is_one_short_line(text):
 
 def test_a_headline_is_the_first_clause_cut_between_words():
     assert headline_of("paused manually; because of a page.") == "Paused manually"
+    assert headline_of("held: instance i-2 is silent") == "Held: instance i-2 is silent"
+    assert headline_of("digits:2 is stable") == "digits:2 is stable"
     long = headline_of(f"{'word ' * 30}end")
     assert long.endswith("word…")
 

@@ -86,7 +86,7 @@ def test_the_overview_shows_shares_traffic_steps_and_decisions(viewer: Client) -
     assert address(rollout) in text
     assert "95 %" in text
     assert "2.50 %" in text
-    assert "the target is ready" in text
+    assert "The target is ready" in text
 
 
 def test_the_overview_answers_204_until_something_changes(viewer: Client) -> None:
