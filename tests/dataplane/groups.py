@@ -101,7 +101,10 @@ class Group:
 
 def _slot(pid):
     """Return the slot of a worker; None for a dead process or one that is not yet a worker."""
-    command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except FileNotFoundError:
+        return None  # It was reaped after it was listed.
     return (int(command[3]), int(pid)) if command[1:3] == [b"-m", b"dataplane.worker"] else None
 
 
