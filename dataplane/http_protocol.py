@@ -319,7 +319,7 @@ class HttpConnection(Protocol):
 
     def close_when_idle(self) -> None:
         """Close at once, unless a request is unanswered or partly read."""
-        busy = self._pending or self._held or self._current is not None
+        busy = self._pending or self._held or self._rest or self._current is not None
         if self.transport is not None and not busy:
             self.transport.close()
 

@@ -453,3 +453,16 @@ def test_an_http_1_0_request_with_keep_alive_stays_http_1_0(name, version, heade
     head = f"POST / HTTP/{version}\r\n{headers}{name}: keep-alive\r\n\r\n"
     wire.feed(head.encode())
     assert wire.statuses == [status]
+
+
+def test_a_stop_does_not_cut_off_requests_that_were_read_and_not_yet_parsed():
+    wire = Wire()
+    empty = len(request(headers="x: \r\n"))
+    first = request(headers=f"x: {'y' * (16_384 - empty)}\r\n")
+    wire.connection.data_received(first + request())
+    (exchange,) = wire.exchanges
+    exchange.respond(200, b"")
+    wire.server.stop()
+    assert not wire.transport.closed
+    wire.turn()
+    assert len(wire.exchanges) == 2
